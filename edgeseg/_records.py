@@ -1,0 +1,78 @@
+"""Frozen dataclasses to JSON and back, with errors that name the place."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class RecordError(ValueError):
+    """A JSON value does not fit the record; the message names where."""
+
+
+def to_json(value: Any) -> Any:
+    """Turn records, tuples and dicts of them into JSON types; fields that are None are left out."""
+    if dataclasses.is_dataclass(value):
+        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {name: to_json(item) for name, item in pairs if item is not None}
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: type[T], data: Any, where: str) -> T:
+    """Build a record of type `kind` from parsed JSON; unknown keys are ignored (a newer writer's additions).
+
+    Raises RecordError naming the place (`where` is the outermost), the value, and what was expected.
+    """
+    return typing.cast(T, _convert(kind, data, where))
+
+
+def _convert(kind: Any, data: Any, where: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _record(kind, data, where)
+    if origin is Literal:
+        if data not in args:
+            raise RecordError(f"{where} is {data!r}: must be one of {', '.join(map(repr, args))}")
+        return data
+    if origin in (types.UnionType, typing.Union):
+        return None if data is None else _convert(next(a for a in args if a is not type(None)), data, where)
+    if origin is tuple:
+        _expect(isinstance(data, list), where, data, "a list")
+        if args[-1] is Ellipsis:
+            return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+        _expect(len(data) == len(args), where, data, f"a list of {len(args)}")
+        return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(args, data, strict=True)))
+    if origin is dict:
+        _expect(isinstance(data, dict), where, data, "an object")
+        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in data.items()}
+    if kind is float:
+        _expect(isinstance(data, (int, float)) and not isinstance(data, bool), where, data, "a number")
+        return float(data)
+    # bool is a subclass of int in Python, not in JSON
+    _expect(isinstance(data, kind) and (kind is bool or not isinstance(data, bool)), where, data, f"a {kind.__name__}")
+    return data
+
+
+def _record(kind: Any, data: Any, where: str) -> Any:
+    _expect(isinstance(data, dict), where, data, "an object")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.name in data:
+            values[field.name] = _convert(hints[field.name], data[field.name], f"{where}.{field.name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise RecordError(f"{where}.{field.name} is missing")
+    return kind(**values)
+
+
+def _expect(holds: bool, where: str, data: Any, what: str) -> None:
+    if not holds:
+        raise RecordError(f"{where} is {str(data)[:60]!r}: must be {what}")

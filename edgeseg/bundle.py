@@ -1,0 +1,176 @@
+"""A bundle: the directory `NAME.edgeseg/` that carries a network from export to any device.
+
+The format is specified in the README ("The bundle format"). Reading verifies the SHA-256 of every file it uses, stays
+inside the directory, and neither executes nor unpickles anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeseg import _wire
+from edgeseg._files import replacing_directory, sha256
+from edgeseg.errors import BundleError
+from edgeseg.manifest import FileInfo, Manifest, Variant, dumps, loads
+from edgeseg.types import ClassMap, Encoding, Image, Logits, Model, Precision
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """One golden frame at network size, with what torch computed for it in float32.
+
+    `frame` uint8 (h, w, 3) RGB; `logits` float32 (C, h', w'); `class_map` uint8 (h, w).
+    """
+
+    frame: Image
+    logits: Logits
+    class_map: ClassMap
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle: where it is and what it says. Make one with `Bundle.open`."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
+        """Read the manifest and check every file's presence, size and SHA-256.
+
+        With `verify=False` the hashes are left to the moment each file is used (loading one variant of many).
+        Raises BundleError where anything is missing, damaged or of another format.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            what = "is a file, a bundle is a directory" if path.exists() else "does not exist"
+            raise BundleError(f"no bundle at {path}: it {what}; make one with `edgeseg export`")
+        try:
+            text = (path / MANIFEST).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} is not a bundle: cannot read its {MANIFEST} ({error})") from error
+        bundle = cls(path, loads(text, str(path / MANIFEST)))
+        for name in bundle.manifest.files:
+            bundle.file(name, verify=verify)
+        return bundle
+
+    def file(self, name: str, *, verify: bool = True) -> Path:
+        """Path of one listed file, checked to lie in the bundle and to have the listed size and SHA-256."""
+        info = self.manifest.files[name]
+        path = self.path / name
+        if path.resolve().parent != self.path.resolve():
+            raise BundleError(f"{path} leads out of the bundle (a link to {path.resolve()}): refused")
+        try:
+            size = path.stat().st_size
+            digest = sha256(path) if verify and size == info.bytes else info.sha256
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror}): copy or export the bundle again") from error
+        if size != info.bytes or digest != info.sha256:
+            found = f"{size} bytes instead of {info.bytes}" if size != info.bytes else f"SHA-256 {digest[:12]}…"
+            raise BundleError(f"{path} is damaged ({found}, not what the manifest lists): copy or export it again")
+        return path
+
+    @property
+    def output_strides(self) -> tuple[int, ...]:
+        """The output strides on offer, finest first."""
+        return tuple(sorted({variant.output_stride for variant in self.manifest.variants}))
+
+    def variant(self, output_stride: int, precision: Precision, encoding: Encoding = "float") -> Variant:
+        """The variant with exactly these properties; raises BundleError listing what there is."""
+        for variant in self.manifest.variants:
+            if (variant.output_stride, variant.precision, variant.encoding) == (output_stride, precision, encoding):
+                return variant
+        there = ", ".join(sorted({f"{v.output_stride} {v.precision}" for v in self.manifest.variants}))
+        raise BundleError(f"{self.path} has no output stride {output_stride} in {precision}: it has {there}")
+
+    def model(self, variant: Variant) -> Model:
+        """Verify the variant's files and hand out what a backend needs to open it."""
+        path = self.file(variant.file)
+        allowed = {variant.weights} if variant.weights else set()
+        try:
+            foreign = _wire.external_locations(path.read_bytes()) - allowed
+        except _wire.WireError as error:
+            raise BundleError(f"{path} is not a well-formed ONNX file ({error}): export the bundle again") from error
+        if foreign:
+            raise BundleError(f"{path} reads its weights from {sorted(foreign)[0]!r}, which its manifest does not allow")
+        names = [variant.file, *filter(None, [variant.weights])]
+        for name in names[1:]:
+            self.file(name)
+        digest = hashlib.sha256("".join(self.manifest.files[name].sha256 for name in names).encode()).hexdigest()
+        return Model(
+            path=path,
+            digest=digest,
+            precision=variant.precision,
+            encoding=variant.encoding,
+            input_size=self.manifest.preprocess.input_size,
+            logits_shape=variant.logits_shape,
+            batch=variant.batch,
+        )
+
+    def golden(self, output_stride: int, index: int = 0) -> Golden:
+        """Golden frame number `index` with its logits and class map at this output stride."""
+        path = self.file(self.manifest.golden.file)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return Golden(
+                    frame=arrays[f"frame{index}"],
+                    logits=arrays[f"frame{index}_os{output_stride}_logits"],
+                    class_map=arrays[f"frame{index}_os{output_stride}_class_map"],
+                )
+        except Exception as error:  # zipfile, zlib and numpy each have their own way to say damaged
+            raise BundleError(f"{path} lacks golden frame {index} at output stride {output_stride}: {error}") from error
+
+
+def pack_golden(frames: list[Image], answers: dict[int, list[tuple[Logits, ClassMap]]]) -> bytes:
+    """The bytes of golden.npz: frames, and per output stride each frame's logits and class map.
+
+    Deterministic: the same arrays give the same bytes.
+    """
+    arrays: dict[str, np.ndarray] = {f"frame{index}": frame for index, frame in enumerate(frames)}
+    for output_stride, results in answers.items():
+        for index, (logits, class_map) in enumerate(results):
+            arrays[f"frame{index}_os{output_stride}_logits"] = logits
+            arrays[f"frame{index}_os{output_stride}_class_map"] = class_map
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def describe_file(data: bytes) -> FileInfo:
+    """The manifest's entry for a file with these bytes."""
+    return FileInfo(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
+
+def write(path: Path, manifest: Manifest, files: dict[str, bytes], *, overwrite: bool = False) -> Bundle:
+    """Write a bundle whole: into a temporary directory, verified there, then renamed to `path`.
+
+    `files` holds exactly the files of `manifest.files`. Raises BundleError where `path` exists and `overwrite` is
+    False, is not a bundle, or cannot be written; what was there before then stays.
+    """
+    refuse_overwrite(path, overwrite=overwrite)
+    with replacing_directory(path, BundleError) as temporary:
+        try:
+            for name, data in files.items():
+                (temporary / name).write_bytes(data)
+            (temporary / MANIFEST).write_text(dumps(manifest), encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
+        Bundle.open(temporary)
+    return Bundle(path, manifest)
+
+
+def refuse_overwrite(path: Path, *, overwrite: bool) -> None:
+    """Raise BundleError if `path` is taken: by anything but a bundle, or by a bundle that may not be replaced."""
+    if not path.exists():
+        return
+    if not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} exists and is not a bundle: choose another path")
+    if not overwrite:
+        raise BundleError(f"{path} exists: choose another path, or allow overwriting it (--overwrite)")

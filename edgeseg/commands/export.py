@@ -1,0 +1,148 @@
+"""`edgeseg export`: a PyTorch network to a bundle."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import edgeseg
+from edgeseg.commands.options import NumbersType, SizeType
+from edgeseg.errors import BackendError, ExportError, InputError
+from edgeseg.manifest import ClassInfo
+from edgeseg.palette import CAMVID
+from edgeseg.types import Size
+
+
+@click.command()
+@click.argument("factory", metavar="PACKAGE.MODULE:FACTORY")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="NAME.edgeseg", help="Bundle to write.")
+@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Checkpoint: .safetensors, .pt or .pth.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument for the factory; may be repeated.")
+@click.option("--size", type=SizeType(), required=True, help="Network input size, height first.")
+@click.option("--classes", required=True, metavar="NAME,NAME,...|@FILE|camvid",
+              help="Class names in channel order; @FILE has one per line.")
+@click.option("--mean", type=NumbersType(float, 3), default="0.485,0.456,0.406", show_default=True,
+              help="Per RGB channel, for pixels in 0..1.")
+@click.option("--std", type=NumbersType(float, 3), default="0.229,0.224,0.225", show_default=True,
+              help="Per RGB channel, for pixels in 0..1.")
+@click.option("--output-stride", type=NumbersType(int), default="16", show_default=True, help="One graph for each.")
+@click.option("--fit", type=click.Choice(["stretch", "letterbox"]), default="stretch", show_default=True,
+              help="How frames of another shape fit the input.")
+@click.option("--interpolation", type=click.Choice(["bilinear", "area"]), default="bilinear", show_default=True,
+              help="How frames are resized.")
+@click.option("--overwrite", is_flag=True, help="Replace the bundle if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON instead of a table.")  # fmt: skip
+def command(
+    factory: str,
+    output: Path,
+    weights: Path | None,
+    settings: tuple[str, ...],
+    size: Size,
+    classes: str,
+    output_stride: tuple[int, ...],
+    overwrite: bool,
+    as_json: bool,
+    **preprocess: Any,
+) -> None:
+    """Export a PyTorch network as a bundle, every graph checked against torch.
+
+    FACTORY is called with the --set arguments and returns the module: normalised float (N, 3, h, w) to logits.
+
+    \b
+    Example: edgeseg export edgeseg.models:deeplabv3 --set backbone=mobilenet_v2 --weights street.safetensors
+             --size 360x480 --classes camvid --output-stride 8,16,32 -o street.edgeseg
+    """
+    names = _classes(classes)
+    export = edgeseg.export
+    model = _make(factory, settings, len(names))
+    if weights is not None:
+        from edgeseg.models import load_weights
+
+        load_weights(model, weights)
+    bundle = export(
+        model,
+        output,
+        input_size=size,
+        classes=names,
+        output_strides=output_stride,
+        overwrite=overwrite,
+        progress=lambda step: click.echo(step, err=True),
+        **preprocess,
+    )
+    figures = [
+        {
+            "output_stride": variant.output_stride,
+            "file": variant.file,
+            "max_abs_logit_error": variant.parity.max_abs_logit_error,
+            "mask_agreement": variant.parity.mask_agreement,
+        }
+        for variant in bundle.manifest.variants
+        if variant.parity
+    ]
+    if as_json:
+        click.echo(json.dumps({"bundle": str(output), "variants": figures}, indent=2))
+        return
+    click.echo(f"{output}: {sum(info.bytes for info in bundle.manifest.files.values()) / 1e6:.1f} MB")
+    for row in figures:
+        click.echo(
+            f"  output stride {row['output_stride']:>2}: logits within {row['max_abs_logit_error']:.1e} of torch, "
+            f"{row['mask_agreement']:.4%} of mask pixels equal"
+        )
+
+
+def _classes(text: str) -> list[str | ClassInfo]:
+    if text == "camvid":
+        return list(CAMVID)
+    if not text.startswith("@"):
+        return [name.strip() for name in text.split(",")]
+    try:
+        lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read class names from {text[1:]}: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _make(target: str, settings: tuple[str, ...], num_classes: int) -> Any:
+    """Import the factory and call it; `num_classes` is filled in where the factory takes it and it was not set."""
+    module_name, _, name = target.partition(":")
+    if not module_name or not name:
+        raise InputError(f"{target!r} is not PACKAGE.MODULE:FACTORY: name a function, as edgeseg.models:deeplabv3")
+    sys.path.insert(0, "")  # a module in the current folder, as `python -m` finds it
+    try:
+        factory: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "safetensors"):
+            raise BackendError(f'export needs the package {error.name}: pip install "edgeseg[export]"') from error
+        raise InputError(f"cannot import {module_name}: no module {error.name!r}") from error
+    except AttributeError as error:
+        raise InputError(f"module {module_name} has no {name!r}: name a function in it") from error
+    finally:
+        sys.path.remove("")
+    arguments = dict(_setting(text) for text in settings)
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    if "num_classes" in parameters:
+        arguments.setdefault("num_classes", num_classes)
+    try:
+        return factory(**arguments)
+    except TypeError as error:
+        raise ExportError(f"cannot call {target}: {error}; give its arguments with --set NAME=VALUE") from error
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InputError(f"--set {text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

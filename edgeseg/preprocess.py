@@ -1,0 +1,82 @@
+"""A frame of any size to the network's uint8 input: one resize, straight into a buffer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from edgeseg.errors import InputError
+from edgeseg.types import Batch, Color, Image, Preprocess, Region, Size
+
+
+class Preprocessor:
+    """Prepares frames one at a time. Holds one buffer: each thread needs its own."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self._settings = preprocess
+        height, width = preprocess.input_size
+        self._batch: Batch = np.full((1, height, width, 3), preprocess.pad, np.uint8)
+        self._filled: Region | None = None
+
+    def prepare(self, frame: Image, color: Color = "rgb") -> Batch:
+        """uint8 (H, W, 3) to uint8 (1, h, w, 3) RGB: valid until the next call.
+
+        Raises InputError for a frame of another dtype or shape.
+        """
+        check_frame(frame, color)
+        target = self._batch[0]
+        region = self.region((frame.shape[0], frame.shape[1]))
+        if region is not None:
+            if region != self._filled:
+                target[...] = self._settings.pad
+                self._filled = region
+            top, left = int(region.top), int(region.left)
+            target = target[top : top + int(region.height), left : left + int(region.width)]
+        size = (target.shape[1], target.shape[0])
+        swap = color == "bgr"
+        if frame.shape == target.shape:
+            source = frame
+        else:
+            shrinking = frame.shape[0] > target.shape[0] or frame.shape[1] > target.shape[1]
+            # INTER_AREA enlarges like nearest neighbour; where the frame is not shrunk, bilinear it is
+            area = self._settings.interpolation == "area" and shrinking
+            # Each channel is resized by itself, so swapping the small result equals swapping the large frame.
+            interpolation = cv2.INTER_AREA if area else cv2.INTER_LINEAR
+            source = cv2.resize(frame, size, dst=None if swap else target, interpolation=interpolation)
+        if swap:
+            cv2.cvtColor(source, cv2.COLOR_BGR2RGB, dst=target)
+        elif source is not target:
+            target[...] = source
+        return self._batch
+
+    def region(self, frame_size: Size) -> Region | None:
+        """Where a frame of this size comes to lie in the input; None where it fills all of it."""
+        return letterbox(frame_size, self._settings) if self._settings.fit == "letterbox" else None
+
+
+def letterbox(frame_size: Size, preprocess: Preprocess) -> Region | None:
+    """The centred region with the frame's aspect ratio, in whole pixels; None where it is all of the input."""
+    (height, width), (h, w) = frame_size, preprocess.input_size
+    scale = min(h / height, w / width)
+    inner = (min(h, max(1, round(height * scale))), min(w, max(1, round(width * scale))))
+    if inner == (h, w):
+        return None
+    return Region((h - inner[0]) // 2, (w - inner[1]) // 2, inner[0], inner[1], (h, w))
+
+
+def check_frame(frame: Any, color: str = "rgb") -> None:
+    """Raise InputError unless `frame` is uint8 (H, W, 3), saying how to make it so."""
+    if color not in ("rgb", "bgr"):
+        raise InputError(f"color is {color!r}: choose 'rgb' or 'bgr'")
+    if not isinstance(frame, np.ndarray):
+        raise InputError(f"frame is a {type(frame).__name__}: give a numpy uint8 array (height, width, 3)")
+    if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
+        raise InputError(f"frame is grey, shape {frame.shape}: repeat it, numpy.dstack([frame] * 3)")
+    if frame.ndim == 3 and frame.shape[2] == 4:
+        raise InputError(f"frame has four channels, shape {frame.shape}: drop alpha, frame[..., :3]")
+    if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise InputError(f"frame has shape {frame.shape}: one frame is (height, width, 3)")
+    if frame.dtype != np.uint8:
+        raise InputError(f"frame is {frame.dtype}: scale it to 0..255 and convert, frame.astype(numpy.uint8)")

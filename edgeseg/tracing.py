@@ -1,0 +1,131 @@
+"""A torch module as an ONNX graph from uint8 pixels to logits, and several such graphs on one weights file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from edgeseg.errors import ExportError
+from edgeseg.types import Preprocess, Size
+
+OPSET = 18
+"""What torch's exporter writes natively; older is converted by third parties at their own risk."""
+_EXTERNAL_FROM_BYTES = 1024
+_ALIGNMENT = 64
+
+
+class PixelNetwork(nn.Module):
+    """`network` behind uint8 pixels: (N, h, w, 3) RGB to its logits, normalisation inside.
+
+    Cast comes before Transpose because TensorRT refuses to transpose uint8.
+    """
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.network = network
+        mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+        self.register_buffer("scale", (1 / (255 * std)).reshape(1, 3, 1, 1))
+        self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = pixels.to(torch.float32).permute(0, 3, 1, 2)
+        logits: Tensor = self.network(x * self.scale + self.shift)
+        return logits
+
+
+def trace(network: nn.Module, input_size: Size, name: str) -> onnx.ModelProto:
+    """Turn a PixelNetwork in eval mode into ONNX with input `pixels` and output `logits`, batch 1, weights inside.
+
+    Batch norms come out folded into their convolutions. Raises ExportError where torch.export cannot follow.
+    """
+    pixels = torch.zeros((1, *input_size, 3), dtype=torch.uint8)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network,
+                (pixels,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["pixels"],
+                output_names=["logits"],
+                verbose=False,
+            )
+    except Exception as error:  # torch.export raises from every one of its layers
+        raise ExportError(f"torch.export cannot trace {type(network).__name__}: {_cause(error)}") from error
+    if program is None:
+        raise ExportError("torch.onnx.export returned nothing: report this with the model")
+    proto = program.model_proto
+    proto.graph.name = name
+    _strip(proto)
+    return proto
+
+
+class SharedWeights:
+    """The tensors of several graphs, each stored once: strides 8, 16 and 32 cost the size of one."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._data = bytearray()
+        self._offsets: dict[bytes, int] = {}
+
+    def take_from(self, proto: onnx.ModelProto) -> None:
+        """Move the graph's tensors of 1 KiB and more into the shared file, leaving references behind."""
+        for tensor in proto.graph.initializer:
+            raw = tensor.raw_data
+            if len(raw) < _EXTERNAL_FROM_BYTES:
+                continue
+            key = hashlib.sha256(raw).digest()
+            if key not in self._offsets:
+                self._data += bytes(-len(self._data) % _ALIGNMENT)
+                self._offsets[key] = len(self._data)
+                self._data += raw
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for entry, value in (("location", self.file), ("offset", self._offsets[key]), ("length", len(raw))):
+                tensor.external_data.add(key=entry, value=str(value))
+
+    def data(self) -> bytes:
+        """The file's bytes so far."""
+        return bytes(self._data)
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Drop stack traces and paths of this machine, which would also make every export differ."""
+    proto.ClearField("metadata_props")
+    proto.graph.ClearField("metadata_props")
+    proto.graph.ClearField("doc_string")
+    for item in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    for tensor in proto.graph.initializer:
+        tensor.ClearField("metadata_props")
+        tensor.ClearField("doc_string")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter tells of missing torchvision and its own deprecations; none of it is the user's business."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
