@@ -39,7 +39,9 @@ class OrtSession(Session):
         try:
             logits: Logits = self._session.run(None, {self._input: batch})[0]
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed on a batch of shape {batch.shape}: {_first_line(error)}") from error
+            raise BackendError(
+                f"ONNX Runtime failed on a batch of shape {batch.shape}: {_first_line(error)}"
+            ) from error
         return np.asarray(logits)
 
     def describe(self) -> SessionInfo:

@@ -86,7 +86,8 @@ class OpenVinoBackend(Backend):
         return [*found, Device(f"auto:{','.join(here)}", "OpenVINO's AUTO plugin: its own choice among these")]
 
     def open(self, model: Model, device: str, options: Options, cache: Path | None) -> Session:
-        known = {found.name: found for found in self.devices()}
+        # Asking for devices loads every plugin; the CPU's is always there.
+        known = {found.name: found for found in self.devices()} if device != "cpu" else {"cpu": Device("cpu", "CPU")}
         for name in device.removeprefix("auto:").split(","):
             # "gpu" is the first of gpu.0, gpu.1: OpenVINO resolves it
             chosen = known.get(name) or known.get(f"{name}.0")

@@ -28,7 +28,7 @@ from edgeseg.decode import active_path, class_map
 Floats = npt.NDArray[np.float32]
 Contender = Callable[[], npt.NDArray[Any]]
 _GOLDEN = Path(edgeseg.__file__).parent / "data" / "camvid.edgeseg" / "golden.npz"
-_GOLDEN_KEY = "os16/logits"
+_GOLDEN_STRIDE = "os16"
 
 
 def synthetic(classes: int, height: int, width: int) -> Floats:
@@ -45,14 +45,14 @@ def read_logits(path: Path | None) -> tuple[str, list[Floats]]:
     source = path or _GOLDEN
     loaded = np.load(source)
     if isinstance(loaded, np.ndarray):
-        array, name = loaded, str(source)
+        name, arrays = str(source), [loaded]
     else:
-        keys = [key for key in loaded.files if loaded[key].ndim >= 3 and loaded[key].dtype.kind == "f"]
+        keys = [key for key in loaded.files if loaded[key].ndim in (3, 4) and loaded[key].dtype.kind == "f"]
+        keys = [key for key in keys if _GOLDEN_STRIDE in key] or keys[:1]
         if not keys:
             raise SystemExit(f"{source} holds no float array of 3 or 4 dimensions; it has {loaded.files}")
-        key = _GOLDEN_KEY if _GOLDEN_KEY in keys else keys[0]
-        array, name = loaded[key], f"{source}[{key}]"
-    frames = array[None] if array.ndim == 3 else array
+        name, arrays = f"{source} {', '.join(keys)}", [loaded[key] for key in keys]
+    frames = [frame for array in arrays for frame in (array[None] if array.ndim == 3 else array)]
     return name, [np.ascontiguousarray(frame, dtype=np.float32) for frame in frames]
 
 

@@ -15,12 +15,13 @@ from edgeseg.errors import EdgesegError, InputError
 
 def write_atomic(path: Path, data: bytes, error: type[EdgesegError] = InputError) -> None:
     """Write to a temporary name beside `path`, then rename; raises `error` naming the path and the reason."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # not longer than any name a file system takes: it does not repeat the file's own
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
-    except OSError as reason:
-        raise error(f"cannot write {path}: {reason.strerror or reason}") from reason
+    except (OSError, ValueError) as reason:  # ValueError: a NUL in the path
+        raise error(f"cannot write {path}: {getattr(reason, 'strerror', None) or reason}") from reason
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -30,15 +31,16 @@ def write_atomic(path: Path, data: bytes, error: type[EdgesegError] = InputError
 def replacing_directory(path: Path, error: type[EdgesegError] = InputError) -> Iterator[Path]:
     """Yield a temporary directory that becomes `path` when the block ends well, and vanishes when it does not.
 
-    What `path` held before stays until the very rename, and is put back if that fails.
+    What `path` held before stays until the very rename, and is put back if that fails; where `path` is a link, so does
+    the link.
     """
-    token = secrets.token_hex(4)
-    temporary = path.with_name(f".{path.name}.{token}.tmp")
-    old = path.with_name(f".{path.name}.{token}.old")
+    token = secrets.token_hex(8)
     try:
+        path = path.resolve()
+        temporary, old = path.parent / f".{token}.tmp", path.parent / f".{token}.old"
         temporary.mkdir(parents=True)
-    except OSError as reason:
-        raise error(f"cannot write {path}: {reason.strerror or reason}") from reason
+    except (OSError, ValueError, RuntimeError) as reason:  # a NUL in the path; a loop of links, before Python 3.13
+        raise error(f"cannot write {path}: {getattr(reason, 'strerror', None) or reason}") from reason
     try:
         yield temporary
         existed = path.exists()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
+import unicodedata
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+
+_CALLED = {int: "a whole number", str: "one line of text", bool: "true or false"}
 
 
 class RecordError(ValueError):
@@ -39,8 +43,7 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _record(kind, data, where)
     if origin is Literal:
-        if data not in args:
-            raise RecordError(f"{where} is {data!r}: must be one of {', '.join(map(repr, args))}")
+        _expect(data in args, where, data, f"one of {', '.join(map(repr, args))}")
         return data
     if origin in (types.UnionType, typing.Union):
         return None if data is None else _convert(next(a for a in args if a is not type(None)), data, where)
@@ -52,12 +55,17 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
         return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(args, data, strict=True)))
     if origin is dict:
         _expect(isinstance(data, dict), where, data, "an object")
+        for key in data:
+            _expect(_is_plain(key), where, data, "an object whose names are one line of text each")
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in data.items()}
     if kind is float:
         _expect(isinstance(data, (int, float)) and not isinstance(data, bool), where, data, "a number")
+        # Python also reads NaN, Infinity, 1e999 and integers past the largest float
+        _expect(abs(data) <= sys.float_info.max, where, data, "a finite number")
         return float(data)
     # bool is a subclass of int in Python, not in JSON
-    _expect(isinstance(data, kind) and (kind is bool or not isinstance(data, bool)), where, data, f"a {kind.__name__}")
+    fits = isinstance(data, kind) and (kind is bool or not isinstance(data, bool))
+    _expect(fits and (kind is not str or _is_plain(data)), where, data, _CALLED[kind])
     return data
 
 
@@ -73,6 +81,11 @@ def _record(kind: Any, data: Any, where: str) -> Any:
     return kind(**values)
 
 
+def _is_plain(text: str) -> bool:
+    """No control characters, line ends or lone surrogates: it can be printed, encoded, and be a file's name."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
+
+
 def _expect(holds: bool, where: str, data: Any, what: str) -> None:
     if not holds:
-        raise RecordError(f"{where} is {str(data)[:60]!r}: must be {what}")
+        raise RecordError(f"{where} is {repr(data)[:60]}: must be {what}")

@@ -40,7 +40,8 @@ def _locations(message: memoryview, kind: str, depth: int) -> Iterator[str]:
     texts: dict[int, str] = {}
     for number, content in _fields(message):
         if kind == "entry":
-            texts[number] = bytes(content).decode("utf-8", "replace")
+            # a listed name holds no backslash, so bytes that are not UTF-8 never come out as one
+            texts[number] = bytes(content).decode("utf-8", "backslashreplace")
         elif number in _INSIDE[kind]:
             yield from _locations(content, _INSIDE[kind][number], depth + 1)
     if texts.get(1) == "location":
@@ -52,6 +53,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
+        # a C++ parser keeps 32 bits of the tag: to it, field 13 + 2**29 is field 13
+        if not 8 <= tag < 1 << 32:
+            raise WireError(f"field number {tag >> 3}")
         if tag & 7 == 0:
             _, at = _varint(message, at)
         elif tag & 7 == 2:

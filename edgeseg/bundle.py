@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +55,8 @@ class Bundle:
             what = "is a file, a bundle is a directory" if path.exists() else "does not exist"
             raise BundleError(f"no bundle at {path}: it {what}; make one with `edgeseg export`")
         try:
-            text = (path / MANIFEST).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = _inside(path, MANIFEST)[0].read_text(encoding="utf-8")
+        except (BundleError, OSError, UnicodeDecodeError) as error:
             raise BundleError(f"{path} is not a bundle: cannot read its {MANIFEST} ({error})") from error
         bundle = cls(path, loads(text, str(path / MANIFEST)))
         for name in bundle.manifest.files:
@@ -63,12 +65,11 @@ class Bundle:
 
     def file(self, name: str, *, verify: bool = True) -> Path:
         """Path of one listed file, checked to lie in the bundle and to have the listed size and SHA-256."""
-        info = self.manifest.files[name]
-        path = self.path / name
-        if path.resolve().parent != self.path.resolve():
-            raise BundleError(f"{path} leads out of the bundle (a link to {path.resolve()}): refused")
+        info = self.manifest.files.get(name)
+        if info is None:
+            raise BundleError(f"{self.path} lists no file {name!r}: it has {', '.join(sorted(self.manifest.files))}")
+        path, size = _inside(self.path, name)
         try:
-            size = path.stat().st_size
             digest = sha256(path) if verify and size == info.bytes else info.sha256
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror}): copy or export the bundle again") from error
@@ -99,7 +100,9 @@ class Bundle:
         except _wire.WireError as error:
             raise BundleError(f"{path} is not a well-formed ONNX file ({error}): export the bundle again") from error
         if foreign:
-            raise BundleError(f"{path} reads its weights from {sorted(foreign)[0]!r}, which its manifest does not allow")
+            raise BundleError(
+                f"{path} reads its weights from {sorted(foreign)[0]!r}, which its manifest does not allow"
+            )
         names = [variant.file, *filter(None, [variant.weights])]
         for name in names[1:]:
             self.file(name)
@@ -119,13 +122,36 @@ class Bundle:
         path = self.file(self.manifest.golden.file)
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return Golden(
+                golden = Golden(
                     frame=arrays[f"frame{index}"],
                     logits=arrays[f"frame{index}_os{output_stride}_logits"],
                     class_map=arrays[f"frame{index}_os{output_stride}_class_map"],
                 )
         except Exception as error:  # zipfile, zlib and numpy each have their own way to say damaged
             raise BundleError(f"{path} lacks golden frame {index} at output stride {output_stride}: {error}") from error
+        size = self.manifest.preprocess.input_size
+        logits = {v.logits_shape for v in self.manifest.variants if v.output_stride == output_stride}
+        types = [array.dtype for array in (golden.frame, golden.class_map, golden.logits)]
+        shapes_fit = golden.frame.shape == (*size, 3) and golden.class_map.shape == size and golden.logits.shape in logits
+        if not shapes_fit or types != [np.uint8, np.uint8, np.float32]:
+            raise BundleError(f"{path} holds a golden frame {index} that does not fit its manifest: export it again")
+        return golden
+
+
+def _inside(folder: Path, name: str) -> tuple[Path, int]:
+    """Path and size of a plain file in `folder`; raises BundleError if it is missing, another kind, or leads out."""
+    path = folder / name
+    try:
+        real = path.resolve()
+        if real.parent != folder.resolve():
+            raise BundleError(f"{path} leads out of the bundle (a link to {real}): refused")
+        found = path.stat()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"{path} cannot be read ({reason}): copy or export the bundle again") from error
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+        raise BundleError(f"{path} is not a plain file: copy or export the bundle again")
+    return path, found.st_size
 
 
 def pack_golden(frames: list[Image], answers: dict[int, list[tuple[Logits, ClassMap]]]) -> bytes:
@@ -151,10 +177,16 @@ def describe_file(data: bytes) -> FileInfo:
 def write(path: Path, manifest: Manifest, files: dict[str, bytes], *, overwrite: bool = False) -> Bundle:
     """Write a bundle whole: into a temporary directory, verified there, then renamed to `path`.
 
-    `files` holds exactly the files of `manifest.files`. Raises BundleError where `path` exists and `overwrite` is
-    False, is not a bundle, or cannot be written; what was there before then stays.
+    `files` holds exactly the files of `manifest.files`. Raises BundleError where it does not, where the manifest would
+    not be read back, and where `path` exists and `overwrite` is False, is not a bundle, or cannot be written; what was
+    there before then stays.
     """
     refuse_overwrite(path, overwrite=overwrite)
+    manifest = loads(dumps(manifest), str(path / MANIFEST))
+    given = {name: describe_file(data) for name, data in files.items()}
+    for name in sorted({*given, *manifest.files}):
+        if given.get(name) != manifest.files.get(name):
+            raise BundleError(f"cannot write {path}: {name} as given is not what the manifest lists")
     with replacing_directory(path, BundleError) as temporary:
         try:
             for name, data in files.items():
@@ -170,7 +202,12 @@ def refuse_overwrite(path: Path, *, overwrite: bool) -> None:
     """Raise BundleError if `path` is taken: by anything but a bundle, or by a bundle that may not be replaced."""
     if not path.exists():
         return
-    if not (path / MANIFEST).is_file():
+    try:  # a web page has a manifest.json too
+        data = json.loads((path / MANIFEST).read_bytes())
+        is_bundle = {"format", "variants", "files"} <= data.keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        is_bundle = False
+    if not is_bundle:
         raise BundleError(f"{path} exists and is not a bundle: choose another path")
     if not overwrite:
         raise BundleError(f"{path} exists: choose another path, or allow overwriting it (--overwrite)")

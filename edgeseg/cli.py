@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import ClassVar
 
 import click
 
@@ -14,7 +15,7 @@ from edgeseg.errors import EdgesegError
 class LazyGroup(click.Group):
     """Imports a command's module when it is asked for, so that `--help` loads nothing heavy."""
 
-    commands_at = {
+    commands_at: ClassVar = {
         "doctor": "edgeseg.commands.doctor",
         "export": "edgeseg.commands.export",
         "segment": "edgeseg.commands.segment",

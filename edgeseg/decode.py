@@ -7,13 +7,14 @@ against a number above that. The compiled kernel and the numpy path give the sam
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import operator
 import os
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,7 +90,7 @@ def decode(
     """
     rows, _ = _native.kernel()
     implementation = numpy_band if rows is None else functools.partial(_native.compiled_band, rows)
-    return _decode_with(implementation, logits, size, grid, wants, threads)
+    return _decode_with(implementation, logits, size, grid=grid, wants=wants, threads=threads)
 
 
 def class_map(
@@ -114,6 +115,7 @@ def _decode_with(
     implementation: Callable[[Plan], Band],
     logits: npt.NDArray[np.floating],
     size: Size,
+    *,
     grid: Grid,
     wants: Wants,
     threads: int,
@@ -158,7 +160,10 @@ def _run(band: Band, height: int, threads: int) -> Counts | None:
                 return done
             done.append(band(first, last))
 
-    helpers = [_pool().submit(work) for _ in range(min(threads, bands) - 1)]
+    helpers: list[Future[list[Counts | None]]] = []
+    with contextlib.suppress(RuntimeError):  # the interpreter is exiting and starts no threads: this one does it all
+        for _ in range(min(threads, bands) - 1):
+            helpers.append(_pool().submit(work))
     parts = work()
     for helper in helpers:
         parts += helper.result()

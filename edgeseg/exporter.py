@@ -67,6 +67,8 @@ def export(
     """
     path = Path(path)
     bundles.refuse_overwrite(path, overwrite=overwrite)
+    if not output_strides or min(output_strides) < 1:
+        raise InputError(f"output_strides is {tuple(output_strides)}: give at least one, each 1 or more")
     preprocess = _checked_preprocess(input_size, mean, std, fit, interpolation)
     drawn = [street_scene(seed, input_size)[0] for seed in _GOLDEN_SEEDS] if frames is None else frames
     pixels = [Preprocessor(preprocess).prepare(frame)[0].copy() for frame in drawn]
@@ -172,7 +174,9 @@ def _torch_answers(model: nn.Module, pixels: list[Image], preprocess: Preprocess
     """Logits and class maps as torch computes them from normalised floats: the oracle of the whole export."""
     answers: Answers = []
     for frame in pixels:
-        normalised = (frame / np.float32(255) - np.float32(preprocess.mean)) / np.float32(preprocess.std)
+        normalised = (frame / np.float32(255) - np.array(preprocess.mean, np.float32)) / np.array(
+            preprocess.std, np.float32
+        )
         x = torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32))[None]
         try:
             logits = model(x)

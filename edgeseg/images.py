@@ -16,20 +16,24 @@ from edgeseg.types import IGNORE, ClassMap, Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 """What `segment` takes from a folder."""
+_WRITABLE = SUFFIXES - {".pgm"}  # grey only
 
 
 def read(path: str | Path) -> Image:
     """Read an image file as uint8 (H, W, 3) RGB.
 
-    EXIF orientation is applied, grey becomes three equal channels, alpha is dropped, full-range 16-bit is scaled to
-    8. Raises ImageError for a missing or damaged file, float pixels, or 16-bit pixels that use fewer than 16 bits
-    (a 10- or 12-bit sensor's, which would come out black).
+    EXIF orientation is applied (a WebP's by OpenCV 5 only), grey becomes three equal channels, alpha is dropped (a
+    TIFF's is multiplied in), full-range 16-bit is scaled to 8. Raises ImageError for a missing, damaged or cut-off
+    file, float pixels, or 16-bit pixels of at most 12 bits (a 10- or 12-bit sensor's, which would come out black).
     """
     path = Path(path)
     try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ImageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if content.startswith(b"\xff\xd8\xff") and not _jpeg_ends(content):
+        raise ImageError(f"{path} is cut off, its JPEG data has no end: copy it again")
+    data = np.frombuffer(content, np.uint8)
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
     except cv2.error as error:
@@ -39,7 +43,7 @@ def read(path: str | Path) -> Image:
     if image.dtype == np.uint16:
         if image.max() < 1 << 12:
             raise ImageError(f"{path} uses only {int(image.max()).bit_length()} of 16 bits: scale it to 8 bits first")
-        image = (image >> 8).astype(np.uint8)
+        image = np.right_shift(image, 8).astype(np.uint8)
     if image.dtype != np.uint8:
         raise ImageError(f"{path} has {image.dtype} pixels: scale it to 8 bits first")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
@@ -48,14 +52,24 @@ def read(path: str | Path) -> Image:
 def write(path: str | Path, image: Image) -> None:
     """Write uint8 (H, W, 3) RGB in the format of the path's suffix, whole or not at all; raises ImageError."""
     path = Path(path)
+    check_suffix(path)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ImageError(f"cannot write {path}: it is {image.dtype} {image.shape}, give uint8 (height, width, 3)")
     try:
         good, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    except cv2.error as error:
-        good, reason = False, error
-        raise ImageError(f"cannot write {path}: no image format {path.suffix!r}, use .png or .jpg") from reason
+    except cv2.error:
+        good = False
     if not good:
-        raise ImageError(f"cannot write {path}: OpenCV could not encode it")
+        raise ImageError(f"cannot write {path}: {path.suffix} cannot hold {image.shape[0]}x{image.shape[1]}, use .png")
     write_atomic(path, data.tobytes(), ImageError)
+
+
+def check_suffix(path: Path, *, class_map: bool = False) -> None:
+    """Raise ImageError where `write` (or `write_class_map`) could not write a file of this name."""
+    if class_map and path.suffix.lower() != ".png":
+        raise ImageError(f"cannot write {path}: a class map is an indexed PNG, use the suffix .png")
+    if path.suffix.lower() not in _WRITABLE or not cv2.haveImageWriter(f"x{path.suffix}"):
+        raise ImageError(f"cannot write {path}: no image format {path.suffix!r}, use .png or .jpg")
 
 
 def write_class_map(path: str | Path, class_map: ClassMap, palette: tuple[Rgb, ...]) -> None:
@@ -65,8 +79,9 @@ def write_class_map(path: str | Path, class_map: ClassMap, palette: tuple[Rgb, .
     Raises ImageError where the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ImageError(f"cannot write {path}: a class map is an indexed PNG, use the suffix .png")
+    check_suffix(path, class_map=True)
+    if class_map.dtype != np.uint8 or class_map.ndim != 2 or class_map.size == 0:
+        raise ImageError(f"cannot write {path}: it is {class_map.dtype} {class_map.shape}, give uint8 (height, width)")
     height, width = class_map.shape
     colors = bytearray(3 * 256)
     for index, color in enumerate(palette[:IGNORE]):
@@ -81,6 +96,16 @@ def write_class_map(path: str | Path, class_map: ClassMap, palette: tuple[Rgb, .
         _chunk(b"IEND", b""),
     ]
     write_atomic(path, b"".join(parts), ImageError)
+
+
+def _jpeg_ends(content: bytes) -> bool:
+    """Whether the pixel data is closed by the end marker; OpenCV 4 fills what is missing with grey, without a word."""
+    at = 2
+    # over the segments, one of which may hold a thumbnail with an end of its own, to where the pixels start
+    while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] != b"\xda":
+        fill = content[at + 1 : at + 2] == b"\xff"
+        at += 1 if fill else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return content.find(b"\xff\xd9", at) >= 0
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -27,7 +27,7 @@ class Labels:
         """Pixel counts by class name; those of 255, where there are any, as "unlabelled"."""
         named = {info.name: int(counts[index]) for index, info in enumerate(self.classes)}
         if counts[IGNORE]:
-            named["unlabelled"] = int(counts[IGNORE])
+            named["unlabelled"] = named.get("unlabelled", 0) + int(counts[IGNORE])  # a class may have that name
         return named
 
 
@@ -41,11 +41,18 @@ def choose(classes: tuple[ClassInfo, ...], choice: Choice | None) -> Labels:
     if not choice:
         raise InputError("classes is empty: name at least one class, or leave it out")
     if not isinstance(choice, Mapping):
-        kept = {_known(index, name) for name in choice}
+        kept: set[int] = set()
+        for name in choice:
+            number = _known(index, name)
+            if number in kept:
+                raise InputError(f"class {name!r} is named twice: name each class once")
+            kept.add(number)
         return Labels(classes, tuple(number if number in kept else IGNORE for number in range(len(classes))))
     lut = [IGNORE] * len(classes)
     merged = []
     for label, (name, olds) in enumerate(choice.items()):
+        if not isinstance(name, str) or not isinstance(olds, (str, Sequence)):
+            raise InputError(f"classes has {name!r}: {olds!r}, which is no new name -> old name or list of names")
         members = [_known(index, old) for old in ([olds] if isinstance(olds, str) else olds)]
         if not members:
             raise InputError(f"class {name!r} merges nothing: name the classes it is made of")
@@ -58,6 +65,6 @@ def choose(classes: tuple[ClassInfo, ...], choice: Choice | None) -> Labels:
 
 
 def _known(index: dict[str, int], name: str) -> int:
-    if name not in index:
+    if not isinstance(name, str) or name not in index:
         raise InputError(f"no class {name!r} in this bundle: it has {', '.join(index)}")
     return index[name]

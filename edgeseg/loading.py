@@ -40,7 +40,7 @@ def load(
     output_stride: int | None = None,
     classes: labels.Choice | None = None,
     threads: int = 0,
-    cache: str | Path | None | Literal["auto"] = "auto",
+    cache: str | Path | Literal["auto"] | None = "auto",
     self_test: bool = True,
 ) -> Segmenter:
     """Open a bundle on a backend and device, run one golden frame through it, and hand out the Segmenter.
@@ -137,9 +137,10 @@ def check_golden(bundle: Bundle, output_stride: int, session: Session, precision
     if not (error <= tolerance.logits and agreement >= tolerance.mask_agreement):
         info = session.describe()
         raise GoldenError(
-            f"{info.runtime} on {info.device_name} does not compute what torch did: golden frame {index} at output stride "
-            f"{output_stride} has logits off by {error:.2%} of their scale (limit {tolerance.logits:.2%}) and "
-            f"{agreement:.3%} equal mask pixels (limit {tolerance.mask_agreement:.2%}): use another backend or precision"
+            f"{info.runtime} on {info.device_name} does not compute what torch did: golden frame {index} at output "
+            f"stride {output_stride} has logits off by {error:.2%} of their scale (limit {tolerance.logits:.2%}) and "
+            f"{agreement:.3%} equal mask pixels (limit {tolerance.mask_agreement:.2%}): use another backend "
+            f"or precision"
         )
 
 
@@ -152,7 +153,9 @@ def _cache_folder(cache: str | Path | None) -> Path | None:
     except OSError as error:
         if cache != "auto":
             raise InputError(f"cannot use the cache directory {folder}: {error.strerror or error}") from error
-        warnings.warn(f"no cache for compiled networks: cannot make {folder} ({error.strerror})", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"no cache for compiled networks: cannot make {folder} ({error.strerror})", RuntimeWarning, stacklevel=3
+        )
         return None
     return folder
 

@@ -107,15 +107,17 @@ def loads(text: str, where: str) -> Manifest:
     """Parse and check `manifest.json`; raises BundleError naming the first thing wrong."""
     try:
         data: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is not JSON ({error}): export the bundle again") from error
-    number = data.get("format") if isinstance(data, dict) else None
-    if number != FORMAT:
-        raise BundleError(f"{where} has format {number!r}, this edgeseg reads format {FORMAT}: update edgeseg or export again")
+    number = data.get("format") if isinstance(data, dict) else FORMAT
+    if number is None or (isinstance(number, int) and number != FORMAT):
+        raise BundleError(
+            f"{where} has format {number!r}, this edgeseg reads format {FORMAT}: update edgeseg or export again"
+        )
     try:
         manifest = from_json(Manifest, data, "manifest")
         _check(manifest)
-    except RecordError as error:
+    except (RecordError, RecursionError) as error:
         raise BundleError(f"{where}: {error}") from error
     return manifest
 
@@ -125,20 +127,43 @@ def _check(manifest: Manifest) -> None:
     for name in manifest.files:
         if not name or name != name.replace("\\", "/").split("/")[-1] or name in (".", "..") or ":" in name:
             raise RecordError(f"manifest.files names {name!r}: only plain file names inside the bundle are allowed")
-    channels = 1 if manifest.head == "sigmoid" else len(manifest.classes)
-    if not 1 <= len(manifest.classes) <= IGNORE or (manifest.head == "sigmoid" and len(manifest.classes) != 2):
-        raise RecordError(f"manifest.classes has {len(manifest.classes)} entries, which a {manifest.head} head cannot have")
+    _check_classes(manifest)
     if not manifest.variants:
         raise RecordError("manifest.variants is empty")
     for index, variant in enumerate(manifest.variants):
-        for name in filter(None, (variant.file, variant.weights)):
-            if name not in manifest.files:
-                raise RecordError(f"manifest.variants[{index}] refers to {name!r}, which manifest.files does not list")
-        if variant.logits_shape[0] != channels or min(variant.logits_shape) < 1:
-            raise RecordError(
-                f"manifest.variants[{index}].logits_shape is {list(variant.logits_shape)}: {channels} channels expected"
-            )
-    if manifest.golden.file not in manifest.files:
-        raise RecordError(f"manifest.golden.file {manifest.golden.file!r} is not in manifest.files")
-    if min(manifest.preprocess.input_size) < 1:
-        raise RecordError(f"manifest.preprocess.input_size is {list(manifest.preprocess.input_size)}: must be positive")
+        _check_variant(manifest, variant, f"manifest.variants[{index}]")
+    golden, preprocess = manifest.golden, manifest.preprocess
+    if golden.file not in manifest.files:
+        raise RecordError(f"manifest.golden.file {golden.file!r} is not in manifest.files")
+    if golden.frames < 1:
+        raise RecordError(f"manifest.golden.frames is {golden.frames}: must be 1 or more")
+    if min(preprocess.input_size) < 1:
+        raise RecordError(f"manifest.preprocess.input_size is {list(preprocess.input_size)}: must be positive")
+    if not 0 <= preprocess.pad <= 255:
+        raise RecordError(f"manifest.preprocess.pad is {preprocess.pad}: must be a grey level, 0 to 255")
+
+
+def _check_classes(manifest: Manifest) -> None:
+    count, names = len(manifest.classes), [info.name for info in manifest.classes]
+    if not 1 <= count <= IGNORE or (manifest.head == "sigmoid" and count != 2):
+        raise RecordError(f"manifest.classes has {count} entries, which a {manifest.head} head cannot have")
+    for index, info in enumerate(manifest.classes):
+        if not info.name or info.name in names[:index]:
+            raise RecordError(f"manifest.classes[{index}].name is {info.name!r}: names must differ and not be empty")
+        if not all(0 <= level <= 255 for level in info.color):
+            raise RecordError(f"manifest.classes[{index}].color is {list(info.color)}: levels must be 0 to 255")
+
+
+def _check_variant(manifest: Manifest, variant: Variant, where: str) -> None:
+    for name in (variant.file, variant.weights):
+        if name is not None and name not in manifest.files:
+            raise RecordError(f"{where} refers to {name!r}, which manifest.files does not list")
+    # a runtime chooses its reader by the suffix, and only ONNX is searched for the names of other files
+    if not variant.file.endswith(".onnx"):
+        raise RecordError(f"{where}.file is {variant.file!r}: must end in .onnx")
+    channels = 1 if manifest.head == "sigmoid" else len(manifest.classes)
+    if variant.logits_shape[0] != channels or min(variant.logits_shape) < 1:
+        raise RecordError(f"{where}.logits_shape is {list(variant.logits_shape)}: {channels} channels expected")
+    for key, value in (("output_stride", variant.output_stride), ("batch", variant.batch)):
+        if value is not None and value < 1:
+            raise RecordError(f"{where}.{key} is {value}: must be 1 or more")

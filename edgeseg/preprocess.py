@@ -28,28 +28,30 @@ class Preprocessor:
         check_frame(frame, color)
         target = self._batch[0]
         region = self.region((frame.shape[0], frame.shape[1]))
+        if region != self._filled:
+            target[...] = self._settings.pad
+            self._filled = region
         if region is not None:
-            if region != self._filled:
-                target[...] = self._settings.pad
-                self._filled = region
             top, left = int(region.top), int(region.left)
             target = target[top : top + int(region.height), left : left + int(region.width)]
-        size = (target.shape[1], target.shape[0])
-        swap = color == "bgr"
-        if frame.shape == target.shape:
-            source = frame
-        else:
-            shrinking = frame.shape[0] > target.shape[0] or frame.shape[1] > target.shape[1]
-            # INTER_AREA enlarges like nearest neighbour; where the frame is not shrunk, bilinear it is
-            area = self._settings.interpolation == "area" and shrinking
-            # Each channel is resized by itself, so swapping the small result equals swapping the large frame.
-            interpolation = cv2.INTER_AREA if area else cv2.INTER_LINEAR
-            source = cv2.resize(frame, size, dst=None if swap else target, interpolation=interpolation)
-        if swap:
-            cv2.cvtColor(source, cv2.COLOR_BGR2RGB, dst=target)
-        elif source is not target:
-            target[...] = source
+        # Each channel is resized by itself, so swapping the small result equals swapping the large frame.
+        if color == "bgr":
+            cv2.cvtColor(self._resized(frame, target, None), cv2.COLOR_BGR2RGB, dst=target)
+        elif self._resized(frame, target, target) is frame:
+            target[...] = frame
         return self._batch
+
+    def _resized(self, frame: Image, target: Image, into: Image | None) -> Image:
+        """The frame at the target's size, written to `into` where given; the frame itself where it has that size."""
+        (height, width), (h, w) = frame.shape[:2], target.shape[:2]
+        if self._settings.interpolation == "area" and (height > h or width > w):
+            # INTER_AREA averages along both axes or along neither, so first only the axes that shrink
+            smaller = (min(width, w), min(height, h))
+            here = into if smaller == (w, h) else None
+            frame = np.asarray(cv2.resize(frame, smaller, dst=here, interpolation=cv2.INTER_AREA), np.uint8)
+        if frame.shape == target.shape:
+            return frame
+        return np.asarray(cv2.resize(frame, (w, h), dst=into, interpolation=cv2.INTER_LINEAR), np.uint8)
 
     def region(self, frame_size: Size) -> Region | None:
         """Where a frame of this size comes to lie in the input; None where it fills all of it."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgeseg import images
 from edgeseg.errors import InputError
 from edgeseg.manifest import ClassInfo
+from edgeseg.preprocess import check_frame
 from edgeseg.types import IGNORE, ClassMap, Image, StageTimes
 
 
@@ -44,8 +45,9 @@ class Segmentation:
         """The frame (uint8 (H, W, 3), same channel order as it came) with the classes' colours laid over it.
 
         `alpha` is the colours' share; 255 stays as the frame is. Colours are RGB: hand in an RGB frame.
-        Raises InputError where the frame's size is not the mask's.
+        Raises InputError where the frame is no frame, or its size is not the mask's.
         """
+        check_frame(frame)
         if frame.shape != (*self.class_map.shape, 3):
             raise InputError(f"frame has shape {frame.shape}, the mask is {self.class_map.shape}: give the same frame")
         if not 0 <= alpha <= 1:
@@ -74,10 +76,10 @@ def _polygons(mask: npt.NDArray[np.bool_]) -> tuple[Polygon, ...]:
     if tree is None:
         return ()
     polygons = []
-    for index, (_, _, child, parent) in enumerate(tree[0]):
+    for index, (_, _, first_child, parent) in enumerate(tree[0]):
         if parent >= 0:
             continue
-        holes = []
+        holes, child = [], first_child
         while child >= 0:
             holes.append(np.asarray(outlines[child][:, 0], np.int32))
             child = tree[0][child][0]

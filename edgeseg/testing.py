@@ -1,8 +1,8 @@
 """For people who build on edgeseg: drawn scenes, a tiny bundle, a fake backend, and the proof a backend must pass.
 
-    class TestMine(edgeseg.testing.BackendConformance):
-        def make_backend(self):
-            return MyBackend()
+class TestMine(edgeseg.testing.BackendConformance):
+    def make_backend(self):
+        return MyBackend()
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgeseg.types import Batch, Logits, Model, Precision
 __all__ = ["TINY", "BackendConformance", "FakeBackend", "street_scene"]
 
 TINY = Path(__file__).parent / "data" / "tiny.edgeseg"
-"""A bundle of 40 KB: DeepLab in miniature (dilation, pooling branch, concat), 64x96, output strides 8 and 16, 5 classes."""
+"""A bundle of 100 KB: DeepLab in miniature (dilation, pooling branch, concat), 64x96, strides 8 and 16, 5 classes."""
 
 
 class FakeBackend(Backend):

@@ -1,5 +1,7 @@
 """Writes edgeseg/data/tiny.edgeseg again: `python tests/make_tiny.py` (needs the `export` extra)."""
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -18,7 +20,7 @@ class TinyLab(nn.Module):
         self.trunk = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU6())
-                for a, b in zip(widths, widths[1:], strict=False)
+                for a, b in itertools.pairwise(widths)
             )
         )
         self.point, self.atrous, self.pooled = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 1)

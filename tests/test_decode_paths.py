@@ -25,11 +25,13 @@ needs_kernel = pytest.mark.skipif(ROWS is None, reason=WHY)
 
 
 def by_numpy(logits, size, grid=Grid(), wants=Wants(), threads=1) -> Decoded:  # noqa: B008
-    return _decode_with(numpy_band, logits, size, grid, wants, threads)
+    return _decode_with(numpy_band, logits, size, grid=grid, wants=wants, threads=threads)
 
 
 def by_kernel(logits, size, grid=Grid(), wants=Wants(), threads=1) -> Decoded:  # noqa: B008
-    return _decode_with(functools.partial(_native.compiled_band, ROWS), logits, size, grid, wants, threads)
+    return _decode_with(
+        functools.partial(_native.compiled_band, ROWS), logits, size, grid=grid, wants=wants, threads=threads
+    )
 
 
 def assert_same(a: Decoded, b: Decoded) -> None:
@@ -143,13 +145,16 @@ def test_exp_is_close_to_exp():
 
 def test_a_missing_kernel_leaves_the_numpy_path(tmp_path):
     rows, why = _native.load(tmp_path)
-    assert rows is None and str(tmp_path) in why and "compiler" in why
+    assert rows is None
+    assert str(tmp_path) in why
+    assert "compiler" in why
 
 
 def test_a_broken_kernel_is_refused(tmp_path):
     (tmp_path / f"_decode{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a library")
     rows, why = _native.load(tmp_path)
-    assert rows is None and "cannot be loaded" in why
+    assert rows is None
+    assert "cannot be loaded" in why
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
@@ -159,7 +164,8 @@ def test_a_kernel_of_another_build_is_refused(tmp_path):
     command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(built)]
     subprocess.run(command, input=source, text=True, check=True)
     rows, why = _native.load(tmp_path)
-    assert rows is None and "another build" in why
+    assert rows is None
+    assert "another build" in why
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
@@ -173,7 +179,8 @@ def test_a_fresh_build_serves_and_has_no_warnings(tmp_path):
     rows, why = _native.load(tmp_path)
     assert why == str(built)
     logits = smooth(9, 12, 14)
-    found = _decode_with(functools.partial(_native.compiled_band, rows), logits, (90, 100), Grid(), Wants(), 1)
+    build = functools.partial(_native.compiled_band, rows)
+    found = _decode_with(build, logits, (90, 100), grid=Grid(), wants=Wants(), threads=1)
     assert_same(found, by_numpy(logits, (90, 100)))
 
 

@@ -46,6 +46,8 @@ def command(as_json: bool) -> None:
         click.echo(f"{status.name:<10} {status.version or 'not available: ' + status.reason}")
         for device in status.devices:
             mark = "yes" if device.available else "no"
-            click.echo(f"  {device.name:<8} {mark:<4} {device.description}{': ' + device.reason if device.reason else ''}")
+            click.echo(
+                f"  {device.name:<8} {mark:<4} {device.description}{': ' + device.reason if device.reason else ''}"
+            )
     orders = "; ".join(f"{kind}: {', '.join(order)}" for kind, order in registry.AUTO_ORDER.items())
     click.echo(f"auto order {orders} (device auto is the cpu)")

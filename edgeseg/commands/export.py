@@ -22,21 +22,51 @@ from edgeseg.types import Size
 
 @click.command()
 @click.argument("factory", metavar="PACKAGE.MODULE:FACTORY")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="NAME.edgeseg", help="Bundle to write.")
-@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Checkpoint: .safetensors, .pt or .pth.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument for the factory; may be repeated.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="NAME.edgeseg", help="Bundle to write."
+)
+@click.option(
+    "--weights", type=click.Path(path_type=Path), metavar="FILE", help="Checkpoint: .safetensors, .pt or .pth."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument for the factory; may be repeated."
+)
 @click.option("--size", type=SizeType(), required=True, help="Network input size, height first.")
-@click.option("--classes", required=True, metavar="NAME,NAME,...|@FILE|camvid",
-              help="Class names in channel order; @FILE has one per line.")
-@click.option("--mean", type=NumbersType(float, 3), default="0.485,0.456,0.406", show_default=True,
-              help="Per RGB channel, for pixels in 0..1.")
-@click.option("--std", type=NumbersType(float, 3), default="0.229,0.224,0.225", show_default=True,
-              help="Per RGB channel, for pixels in 0..1.")
+@click.option(
+    "--classes",
+    required=True,
+    metavar="NAME,NAME,...|@FILE|camvid",
+    help="Class names in channel order; @FILE has one per line.",
+)
+@click.option(
+    "--mean",
+    type=NumbersType(float, 3),
+    default="0.485,0.456,0.406",
+    show_default=True,
+    help="Per RGB channel, for pixels in 0..1.",
+)
+@click.option(
+    "--std",
+    type=NumbersType(float, 3),
+    default="0.229,0.224,0.225",
+    show_default=True,
+    help="Per RGB channel, for pixels in 0..1.",
+)
 @click.option("--output-stride", type=NumbersType(int), default="16", show_default=True, help="One graph for each.")
-@click.option("--fit", type=click.Choice(["stretch", "letterbox"]), default="stretch", show_default=True,
-              help="How frames of another shape fit the input.")
-@click.option("--interpolation", type=click.Choice(["bilinear", "area"]), default="bilinear", show_default=True,
-              help="How frames are resized.")
+@click.option(
+    "--fit",
+    type=click.Choice(["stretch", "letterbox"]),
+    default="stretch",
+    show_default=True,
+    help="How frames of another shape fit the input.",
+)
+@click.option(
+    "--interpolation",
+    type=click.Choice(["bilinear", "area"]),
+    default="bilinear",
+    show_default=True,
+    help="How frames are resized.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON instead of a table.")  # fmt: skip
 def command(

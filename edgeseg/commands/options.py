@@ -15,7 +15,7 @@ from edgeseg.types import Size
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class SizeType(click.ParamType):
+class SizeType(click.ParamType):  # type: ignore[type-arg]
     """HxW, height first: 360x480."""
 
     name = "HxW"
@@ -29,7 +29,7 @@ class SizeType(click.ParamType):
         return int(parts[0]), int(parts[1])
 
 
-class NumbersType(click.ParamType):
+class NumbersType(click.ParamType):  # type: ignore[type-arg]
     """Numbers separated by commas."""
 
     name = "N,N,..."
@@ -54,11 +54,13 @@ def runtime_options(command: F) -> F:
     options = (
         click.option("--bundle", "bundle_path", type=click.Path(path_type=Path), default=EMBEDDED, metavar="DIR",
                      help="Bundle to run; the embedded street network if left out."),
-        click.option("--backend", default="auto", show_default=True, help="auto, openvino, ort, reference or a plug-in."),
+        click.option("--backend", default="auto", show_default=True, 
+                     help="auto, openvino, ort, reference or a plug-in."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, gpu, npu."),
         click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "int8"]), default="auto",
                      show_default=True, help="Arithmetic to run in."),
         click.option("--output-stride", type=int, help="One of the bundle's; finer is more accurate and slower."),
-        click.option("--threads", type=int, default=0, metavar="N", help="CPU threads of the network; 0: the runtime's choice."),
+        click.option("--threads", type=int, default=0, metavar="N", 
+                     help="CPU threads of the network; 0: the runtime's choice."),
     )  # fmt: skip
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)

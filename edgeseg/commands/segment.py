@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgeseg import images, loading
+from edgeseg._terminal import progress
 from edgeseg.commands.options import runtime_options
 from edgeseg.errors import EdgesegError, InputError
 from edgeseg.result import Segmentation
@@ -22,13 +23,24 @@ _DRAWN = "drawn scene"
 
 @click.command()
 @click.argument("sources", nargs=-1, metavar="[IMAGE|FOLDER|GLOB]...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PATH",
-              help="Overlay to write: a file for one image, a folder for several.")
-@click.option("--class-map", type=click.Path(path_type=Path), metavar="PATH",
-              help="Class map to write (indexed PNG): a file for one image, a folder for several.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Overlay to write: a file for one image, a folder for several.",
+)
+@click.option(
+    "--class-map",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Class map to write (indexed PNG): a file for one image, a folder for several.",
+)
 @click.option("--classes", metavar="NAME,NAME", help="Keep only these classes.")
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Opacity of the overlay.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which scene to draw when no image is named.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Which scene to draw when no image is named."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the areas as JSON instead of a table.")
 @runtime_options  # fmt: skip
 def command(
@@ -51,16 +63,16 @@ def command(
     paths = _expand(sources)
     names = _output_names(paths)
     many = len(paths) > 1 or any(Path(source).is_dir() for source in sources)
-    _refuse_overwriting(paths, output, class_map, many)
+    _check_outputs(paths, output, class_map, many)
     chosen = [name.strip() for name in classes.split(",")] if classes else None
     reports: list[dict[str, Any]] = []
     failed = 0
     with loading.load(classes=chosen, **runtime) as segmenter:
         if not as_json:
             click.echo(segmenter.choice, err=True)
-        bar = click.progressbar(paths or [None], file=click.get_text_stream("stderr"), hidden=None if many else True)
-        with bar as progress:
-            for path in progress:
+        work: list[Path | None] = [*paths] or [None]
+        with progress(work, "segmenting") as bar:
+            for path in bar:
                 name = str(path) if path else f"{_DRAWN} {seed}"
                 try:
                     image = images.read(path) if path else street_scene(seed)[0]
@@ -103,7 +115,8 @@ def _output_names(paths: list[Path]) -> dict[Path, str]:
     return {path: f"{path.stem if stems.count(path.stem) == 1 else path.name}.png" for path in paths}
 
 
-def _refuse_overwriting(paths: list[Path], output: Path | None, class_map: Path | None, many: bool) -> None:
+def _check_outputs(paths: list[Path], output: Path | None, class_map: Path | None, many: bool) -> None:
+    """Refuse, before any work, what could only fail after it or would destroy the images."""
     inputs = {path.resolve() for path in paths}
     for option, target in (("-o", output), ("--class-map", class_map)):
         if target is None:
@@ -112,6 +125,8 @@ def _refuse_overwriting(paths: list[Path], output: Path | None, class_map: Path 
             raise InputError(f"{option} {target} would overwrite the images themselves: choose another path")
         if many and target.exists() and not target.is_dir():
             raise InputError(f"{option} {target} is a file: for several images give a folder")
+        if not many and not target.is_dir():
+            images.check_suffix(target, class_map=target is class_map)
     if output is not None and class_map is not None and output.resolve() == class_map.resolve():
         raise InputError(f"-o and --class-map are both {output}: choose two paths")
 

@@ -55,7 +55,7 @@ class ASPP(nn.Module):
 
     def set_rates(self, rates: tuple[int, int, int]) -> None:
         for branch, rate in zip(list(self.convs)[1:4], rates, strict=True):
-            branch[0].dilation = branch[0].padding = (rate, rate)  # type: ignore[index,union-attr]
+            branch[0].dilation = branch[0].padding = (rate, rate)  # type: ignore[index]
 
     def forward(self, x: Tensor) -> Tensor:
         branches = [conv(x) for conv in self.convs]

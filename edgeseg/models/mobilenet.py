@@ -38,7 +38,7 @@ class InvertedResidual(nn.Module):
 
     def dilate(self, stride: int, dilation: int) -> None:
         """Run the depthwise convolution at this stride and dilation; the weights stay as they are."""
-        depthwise = self.conv[-3][0]
+        depthwise: nn.Conv2d = self.conv[-3][0]  # type: ignore[index]
         depthwise.stride = (stride, stride)
         depthwise.dilation = depthwise.padding = (dilation, dilation)
 

@@ -1,0 +1,1 @@
+"""From images to int8: observation, encodings and their proof."""

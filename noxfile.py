@@ -1,0 +1,47 @@
+"""Everything a change must pass, one virtual environment per session: `nox`.
+
+check       Python 3.11: lint, types, import rules, every test
+torch_free  Python 3.10, 3.12, 3.13: the tests of what runs on a device
+package     the wheel and the sdist, installed without torch into clean environments, doing the main job
+"""
+
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = True
+MAX_WHEEL_BYTES = 45_000_000
+
+
+@nox.session(python="3.11")
+def check(session: nox.Session) -> None:
+    session.install("-e", ".[test]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=["3.10", "3.12", "3.13"])
+def torch_free(session: nox.Session) -> None:
+    session.install("-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+def package(session: nox.Session) -> None:
+    session.install("build")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--outdir", folder, silent=True)  # the sdist, and from it the wheel
+        (wheel,), (sdist,) = Path(folder).glob("*.whl"), Path(folder).glob("*.tar.gz")
+        if wheel.stat().st_size > MAX_WHEEL_BYTES:
+            session.error(f"{wheel.name} has {wheel.stat().st_size} bytes: at most {MAX_WHEEL_BYTES}")
+        for built, extra in ((wheel, "openvino"), (sdist, "ort")):
+            session.install("--force-reinstall", f"edgeseg[{extra}] @ {built.as_uri()}")
+            session.chdir(folder)  # away from the checkout, so that what was installed is what is imported
+            session.run("python", "-P", "-m", "edgeseg", "segment", "-o", f"{extra}.png", "--backend", extra)
+            session.run("python", "-P", "-c", "from edgeseg.decode import active_path as p; assert p().name == 'compiled', p()")
+            session.chdir(Path(__file__).parent)
