@@ -43,5 +43,7 @@ def package(session: nox.Session) -> None:
             session.install("--force-reinstall", f"edgeseg[{extra}] @ {built.as_uri()}")
             session.chdir(folder)  # away from the checkout, so that what was installed is what is imported
             session.run("python", "-P", "-m", "edgeseg", "segment", "-o", f"{extra}.png", "--backend", extra)
-            session.run("python", "-P", "-c", "from edgeseg.decode import active_path as p; assert p().name == 'compiled', p()")
+            session.run(
+                "python", "-P", "-c", "from edgeseg.decode import active_path as p; assert p().name == 'compiled', p()"
+            )
             session.chdir(Path(__file__).parent)

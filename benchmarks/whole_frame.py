@@ -23,11 +23,11 @@ import openvino
 
 import edgeseg
 from edgeseg import images
+from edgeseg._terminal import SizeType
 from edgeseg.bundle import Bundle
-from edgeseg.commands.options import SizeType
 from edgeseg.errors import EdgesegError
 from edgeseg.palette import CAMVID
-from edgeseg.testing import street_scene
+from edgeseg.scene import street_scene
 from edgeseg.types import Image, Size
 
 

@@ -1,15 +1,51 @@
-"""Progress on long work: a bar on a terminal, nothing anywhere else."""
+"""What every command line here shares: how texts become values, and progress on long work."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from edgeseg.types import Size
+
 T = TypeVar("T")
+
+
+class SizeType(click.ParamType):  # type: ignore[type-arg]
+    """HxW, height first: 360x480."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Size:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).lower().split("x")
+        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a size: give height x width, as 360x480", param, context)
+        return int(parts[0]), int(parts[1])
+
+
+class NumbersType(click.ParamType):  # type: ignore[type-arg]
+    """Numbers separated by commas."""
+
+    name = "N,N,..."
+
+    def __init__(self, kind: type[int] | type[float], count: int | None = None) -> None:
+        self._kind, self._count = kind, count
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self._kind(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers: separate them by commas", param, context)
+        if self._count is not None and len(numbers) != self._count:
+            self.fail(f"{value!r} has {len(numbers)} numbers: give {self._count}", param, context)
+        return numbers
 
 
 @contextmanager

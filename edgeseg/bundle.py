@@ -132,7 +132,9 @@ class Bundle:
         size = self.manifest.preprocess.input_size
         logits = {v.logits_shape for v in self.manifest.variants if v.output_stride == output_stride}
         types = [array.dtype for array in (golden.frame, golden.class_map, golden.logits)]
-        shapes_fit = golden.frame.shape == (*size, 3) and golden.class_map.shape == size and golden.logits.shape in logits
+        shapes_fit = (
+            golden.frame.shape == (*size, 3) and golden.class_map.shape == size and golden.logits.shape in logits
+        )
         if not shapes_fit or types != [np.uint8, np.uint8, np.float32]:
             raise BundleError(f"{path} holds a golden frame {index} that does not fit its manifest: export it again")
         return golden

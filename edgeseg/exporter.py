@@ -33,7 +33,7 @@ _LOGIT_LIMIT = 1e-3
 _MASK_LIMIT = 0.9999
 _ROUNDING = 2e-6
 """float32 networks differ by about this share of the logits' scale from one runtime to the next."""
-_GOLDEN_SEEDS = (0, 1, 2)
+_GOLDEN_SEEDS = (0, 8, 13)
 _WEIGHTS = "weights-fp32.bin"
 
 Answers = list[tuple[Logits, ClassMap]]

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 import edgeseg
-from edgeseg.commands.options import NumbersType, SizeType
+from edgeseg._terminal import NumbersType, SizeType
 from edgeseg.errors import BackendError, ExportError, InputError
 from edgeseg.manifest import ClassInfo
 from edgeseg.palette import CAMVID

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts become values."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -10,43 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from edgeseg.loading import EMBEDDED
-from edgeseg.types import Size
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class SizeType(click.ParamType):  # type: ignore[type-arg]
-    """HxW, height first: 360x480."""
-
-    name = "HxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Size:
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).lower().split("x")
-        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is not a size: give height x width, as 360x480", param, context)
-        return int(parts[0]), int(parts[1])
-
-
-class NumbersType(click.ParamType):  # type: ignore[type-arg]
-    """Numbers separated by commas."""
-
-    name = "N,N,..."
-
-    def __init__(self, kind: type[int] | type[float], count: int | None = None) -> None:
-        self._kind, self._count = kind, count
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(self._kind(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers: separate them by commas", param, context)
-        if self._count is not None and len(numbers) != self._count:
-            self.fail(f"{value!r} has {len(numbers)} numbers: give {self._count}", param, context)
-        return numbers
 
 
 def runtime_options(command: F) -> F:

@@ -35,9 +35,10 @@ class Camera:
     def project(self, points: Points) -> Points:
         """Pixels (N, 2) of points (N, 3), which lie in front of the camera."""
         scale = self.focal * self.size[0] / points[:, 2]
-        x = self.size[1] / 2 + self.pan * self.size[0] + points[:, 0] * scale
-        y = self.horizon * self.size[0] + (self.height_m - points[:, 1]) * scale
-        return np.stack([x, y], axis=1)
+        pixels = np.empty((len(points), 2))
+        pixels[:, 0] = self.size[1] / 2 + self.pan * self.size[0] + points[:, 0] * scale
+        pixels[:, 1] = self.horizon * self.size[0] + (self.height_m - points[:, 1]) * scale
+        return pixels
 
     def outline(self, polygon: Points) -> Points | None:
         """The polygon (N, 3) cut at the near plane, in pixels; None where nothing is left of it."""

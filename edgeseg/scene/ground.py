@@ -18,17 +18,18 @@ _YELLOW = rgb(170, 150, 85)
 
 
 def draw_ground(stage: Stage, street: Street, rng: np.random.Generator) -> None:
-    first, x, z = stage.camera.ground()
+    ground = stage.camera.ground()
+    first, x, z = ground
     light = stage.light
     view = stage.image[first:]
-    grey = rng.uniform(88, 118)
+    grey = rng.uniform(80, 106)
     asphalt = light.shade(rgb(grey, grey * 1.01, grey * 1.03), (0, 1, 0), 0, sunlit=False)
     view[:] = np.clip(asphalt, 0, 255).astype(np.uint8)
     stage.classes[first:] = ROAD
     _draw_wear(stage, street, rng, asphalt)
     _draw_markings(stage, street, rng)
     for side in street.sides:
-        _draw_pavement(stage, side, rng, x, z, first)
+        _draw_pavement(stage, side, rng, ground)
     factor = _texture(stage, x, z) * _sunlight(stage, street, x, z)
     hazy = (1 - np.exp(-z[:, 0] / 600.0)).astype(np.float32)[:, None]
     for channel in range(3):
@@ -56,7 +57,9 @@ def _draw_wear(stage: Stage, street: Street, rng: np.random.Generator, asphalt: 
         x, z = rng.uniform(left, right), rng.uniform(4, 12)
         for _ in range(9):
             to_x, to_z = x + rng.normal(0, 0.12), z + rng.uniform(0.2, 0.9)
-            stage.fill(points((x, 0, z), (x + 0.03, 0, z), (to_x + 0.03, 0, to_z), (to_x, 0, to_z)), asphalt * 0.7, ROAD)
+            stage.fill(
+                points((x, 0, z), (x + 0.03, 0, z), (to_x + 0.03, 0, to_z), (to_x, 0, to_z)), asphalt * 0.7, ROAD
+            )
             x, z = to_x, to_z
 
 
@@ -91,15 +94,9 @@ def _draw_markings(stage: Stage, street: Street, rng: np.random.Generator) -> No
         stage.fill(points((x - 0.4, 0, z + 2.4), (x + 0.4, 0, z + 2.4), (x, 0, z + 4.2)), white, ROAD)
 
 
-def _draw_pavement(
-    stage: Stage,
-    side: Side,
-    rng: np.random.Generator,
-    x: Field,
-    z: Field,
-    first: int,
-) -> None:
+def _draw_pavement(stage: Stage, side: Side, rng: np.random.Generator, ground: tuple[int, Field, Field]) -> None:
     """Slabs behind a kerb stone; grass beyond the fence line; nothing where a side road opens."""
+    first, x, z = ground
     light = stage.light
     tint = rng.uniform(-1, 1)
     grey = rng.uniform(92, 128)
@@ -145,10 +142,10 @@ def _texture(stage: Stage, x: Field, z: Field) -> Field:
     footprint = z * z / np.float32(stage.camera.focal * stage.camera.size[0] * stage.camera.height_m)
     fine = np.minimum(1, np.float32(0.06) / footprint)
     middle = np.minimum(1, np.float32(0.6) / footprint)
-    total = 1 + np.float32(0.06) * stage.noise.sample(x, z * np.float32(0.25), 23.0)
-    total += np.float32(0.05) * middle * stage.noise.sample(x, z * np.float32(0.5), 5.3)
-    total += np.float32(0.10) * fine * stage.noise.sample(z, x, 1.1)
-    lane = np.float32(0.035) * np.cos((x + np.float32(0.0)) * np.float32(2 * np.pi / 1.6))
+    total = 1 + np.float32(0.04) * stage.noise.sample(x, z * np.float32(0.3), 31.0)
+    total += np.float32(0.02) * middle * stage.noise.sample(x, z * np.float32(0.5), 5.3)
+    total += np.float32(0.075) * fine * stage.noise.sample(x, z * np.float32(0.6), 2.3, grain=True)
+    lane = np.float32(0.035) * np.cos(x * np.float32(2 * np.pi / 1.6))
     return np.asarray(np.maximum(total - lane, 0.3), np.float32)
 
 

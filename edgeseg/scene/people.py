@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgeseg.scene.camera import Points
 from edgeseg.scene.light import Rgb, rgb
 from edgeseg.scene.stage import BICYCLIST, PEDESTRIAN, Stage, ellipse, limb, points, upright
 
@@ -14,8 +15,8 @@ _CLOTHES = (
     rgb(84, 82, 80),
     rgb(70, 34, 34),
     rgb(40, 54, 84),
-    rgb(130, 120, 100),
-    rgb(150, 150, 152),
+    rgb(112, 104, 88),
+    rgb(128, 128, 130),
     rgb(56, 66, 48),
 )
 _SKIN = (rgb(180, 134, 112), rgb(150, 106, 84), rgb(96, 66, 50))
@@ -37,14 +38,14 @@ class _Figure:
     def lit(self, color: Rgb) -> Rgb:
         return self._stage.light.shade(color, _FACING, self._z)
 
-    def paint(self, shape: np.ndarray[tuple[int, ...], np.dtype[np.float64]], color: Rgb, opacity: float = 1.0) -> None:
+    def paint(self, shape: Points, color: Rgb, opacity: float = 1.0) -> None:
         self._stage.fill(upright(shape, self._x, self._z), color, self._cls, opacity)
 
 
 def draw_pedestrian(stage: Stage, x: float, z: float, rng: np.random.Generator) -> None:
     tall = rng.uniform(1.55, 1.88)
-    step, swing, lean = rng.uniform(0.02, 0.3), rng.uniform(0.0, 0.2), rng.normal(0, 0.02)
-    broad = tall * rng.uniform(0.22, 0.28)
+    step, swing, lean = rng.uniform(0.06, 0.26), rng.uniform(0.0, 0.12), rng.normal(0, 0.02)
+    broad = tall * rng.uniform(0.2, 0.26)
     hip, neck = 0.5 * tall, 0.84 * tall
     _cast(stage, x, z, 0.3)
     body = _Figure(stage, rng, x, z, PEDESTRIAN)
@@ -64,8 +65,9 @@ def draw_pedestrian(stage: Stage, x: float, z: float, rng: np.random.Generator) 
     body.paint(ellipse(lean, neck, broad * 0.46, 0.07), body.coat)
     _draw_head(body, lean, 0.925 * tall, 0.075 * tall, bool(rng.uniform() < 0.5))
     if rng.uniform() < 0.35:
-        bag = body.lit(_CLOTHES[int(rng.integers(len(_CLOTHES)))] * 1.3)
-        body.paint(ellipse(rng.choice([-1, 1]) * (broad * 0.55 + swing), 0.38 * tall, 0.14, 0.16, 8), bag)
+        bag = body.lit(_CLOTHES[int(rng.integers(len(_CLOTHES)))])
+        at = float(rng.choice([-1, 1])) * (broad * 0.5 + swing)
+        body.paint(limb((at, 0.45 * tall), (at, 0.3 * tall), 0.2, 0.26), bag)
 
 
 def draw_bicyclist(stage: Stage, x: float, z: float, rng: np.random.Generator) -> None:
@@ -97,7 +99,7 @@ def draw_bicyclist(stage: Stage, x: float, z: float, rng: np.random.Generator) -
         body.paint(limb((0, 1.45), (0, 1.08), 0.28, 0.3), body.lit(_CLOTHES[int(rng.integers(len(_CLOTHES)))] * 1.2))
     if rng.uniform() < 0.3:
         body.paint(limb((-0.2, 1.22), (0.2, 1.22), 0.08, 0.08), body.lit(rgb(190, 200, 60)))
-    _draw_head(body, 0, 1.66, 0.125, True)
+    _draw_head(body, 0.0, 1.66, 0.125, True)
     if helmet:
         body.paint(ellipse(0, 1.72, 0.12, 0.09), body.lit(rgb(150, 150, 155)))
 
@@ -134,4 +136,8 @@ def _draw_head(body: _Figure, x: float, y: float, radius: float, from_behind: bo
 
 
 def _cast(stage: Stage, x: float, z: float, wide: float) -> None:
-    stage.darken(points((x - wide, 0, z - 0.15), (x + wide, 0, z - 0.15), (x + wide, 0, z + 0.4), (x - wide, 0, z + 0.4)), 0.45, 0.1)
+    stage.darken(
+        points((x - wide, 0, z - 0.15), (x + wide, 0, z - 0.15), (x + wide, 0, z + 0.4), (x - wide, 0, z + 0.4)),
+        0.45,
+        0.1,
+    )

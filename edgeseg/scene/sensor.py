@@ -31,31 +31,31 @@ def draw_sky(stage: Stage, rng: np.random.Generator) -> None:
 def develop(image: Image, camera: Camera, size: Size, noise: Noise, rng: np.random.Generator) -> Image:
     """The frame of `size` a small video camera makes of the painted `image`."""
     height, width = size
-    exposure, contrast = rng.uniform(0.8, 1.2), rng.uniform(0.9, 1.35)
+    exposure, contrast = rng.uniform(0.95, 1.4), rng.uniform(0.9, 1.3)
     warmth, tint = rng.normal(0, 0.025), rng.normal(0, 0.012)
     falloff, glare = rng.uniform(0.0, 0.25), rng.uniform(0.02, 0.08)
-    softness, grain = rng.uniform(0.0010, 0.0022), rng.uniform(1.0, 4.0)
+    softness, grain = rng.uniform(0.0008, 0.0018), rng.uniform(1.0, 4.0)
 
     if camera.size != size:
         image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    frame = image.astype(np.float32)
+    frame: Field = image.astype(np.float32)
     small = cv2.resize(image, (48, 36), interpolation=cv2.INTER_AREA).astype(np.float32)
     veil = cv2.resize(cv2.GaussianBlur(small, (0, 0), 4), (width, height), interpolation=cv2.INTER_LINEAR)
-    frame = cv2.addWeighted(frame, 1 - glare, veil, glare, 0)
-    v = ((np.arange(height, dtype=np.float32) + 0.5) / height - 0.5)[:, None]
-    u = ((np.arange(width, dtype=np.float32) + 0.5) / height - width / height / 2)[None, :]
+    frame = np.asarray(cv2.addWeighted(frame, 1 - glare, veil, glare, 0), np.float32)
+    v = ((np.arange(height, dtype=np.float32) + 0.5) / np.float32(height) - 0.5)[:, None]
+    u = ((np.arange(width, dtype=np.float32) + 0.5 - width / 2) / np.float32(height))[None, :]
     gain: Field = np.float32(exposure) * (1 - np.float32(falloff) * (u * u + v * v))
-    gain = gain * (1 + np.float32(0.03) * noise.sample(u + 3, v + 5, 1.3))
+    gain = gain * (1 + np.float32(0.02) * noise.sample(u, v, 2.3))
     frame *= gain[..., None]
     frame *= np.array([1 + warmth, 1 + tint, 1 - warmth], np.float32)
-    frame = cv2.GaussianBlur(frame, (0, 0), max(softness * height, 0.3))
+    frame = np.asarray(cv2.GaussianBlur(frame, (0, 0), max(softness * height, 0.3)), np.float32)
     # a film-like curve: dark tones fall, bright ones burn out
     tone = np.linspace(0, 1, 1024) ** contrast
     curve = np.clip(tone * 1.12, 0, 1) * 255
     index = np.clip(frame * np.float32(1023 / 255), 0, 1023).astype(np.uint16)
-    coarse = rng.standard_normal((height // 2 + 1, width // 2 + 1), np.float32)
-    speckle = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
-    speckle += 0.7 * rng.standard_normal((height, width), np.float32)
+    coarse: Field = rng.standard_normal((height // 2 + 1, width // 2 + 1), np.float32)
+    fine: Field = rng.standard_normal((height, width), np.float32)
+    speckle = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR) + np.float32(0.7) * fine
     toned = curve.astype(np.float32)[index] + np.float32(grain * 0.8) * speckle[..., None]
     return _soften_color(np.clip(np.rint(toned), 0, 255).astype(np.uint8))
 

@@ -25,7 +25,9 @@ def points(*xyz: Sequence[float]) -> Points:
 
 def upright(shape: Points, x: float, z: float) -> Points:
     """A flat shape (N, 2) of (right, up) metres, facing the camera at (x, z)."""
-    return np.column_stack([shape[:, 0] + x, shape[:, 1], np.full(len(shape), z)])
+    placed = np.empty((len(shape), 3))
+    placed[:, 0], placed[:, 1], placed[:, 2] = shape[:, 0] + x, shape[:, 1], z
+    return placed
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, corners: int = 20) -> Points:
@@ -41,8 +43,8 @@ def limb(a: tuple[float, float], b: tuple[float, float], wide_a: float, wide_b: 
 
 
 def color_of(color: Rgb) -> tuple[int, int, int]:
-    red, green, blue = np.clip(color, 0, 255).astype(int).tolist()
-    return red, green, blue
+    red, green, blue = color.tolist()
+    return min(max(int(red), 0), 255), min(max(int(green), 0), 255), min(max(int(blue), 0), 255)
 
 
 class Panel:
@@ -60,20 +62,20 @@ class Panel:
     def window(self, u0: float, v0: float, u1: float, v1: float) -> tuple[slice, slice]:
         """Rows and columns of a rectangle."""
         rows, columns = self.classes.shape
-        top, bottom = (max(0, round((1 - v / self.height) * rows)) for v in (v1, v0))
-        left, right = (max(0, round(u / self.width * columns)) for u in (u0, u1))
-        return slice(top, bottom), slice(left, right)
+        top, bottom = round((1 - v1 / self.height) * rows), round((1 - v0 / self.height) * rows)
+        left, right = round(u0 / self.width * columns), round(u1 / self.width * columns)
+        return slice(max(top, 0), max(bottom, 0)), slice(max(left, 0), max(right, 0))
 
-    def rect(self, u0: float, v0: float, u1: float, v1: float, color: Rgb, cls: int | None = None) -> None:
+    def rect(self, u0: float, v0: float, u1: float, v1: float, color: Rgb, *, cls: int | None = None) -> None:
         at = self.window(u0, v0, u1, v1)
-        self.paint[(*at, slice(3))] = color_of(color)
+        self.paint[..., :3][at] = color_of(color)
         if cls is not None:
             self.classes[at] = cls
 
     def modulate(self, factor: npt.NDArray[np.float32]) -> None:
         """Multiply the colours by a field (h, w) or (h, 1)."""
         for channel in range(3):
-            self.paint[..., channel] = np.clip(self.paint[..., channel] * factor, 0, 255)
+            self.paint[..., channel] = np.minimum(self.paint[..., channel] * factor, 255)
 
 
 class Stage:
@@ -127,6 +129,13 @@ class Stage:
         view = self.image[top:bottom, left:right]
         view[:] = view * factor[..., None]
 
+    def sees(self, corners: Points) -> bool:
+        """Whether a polygon (N, 3) ahead of the camera may touch the frame."""
+        height, width = self.camera.size
+        pixels = self.camera.project(corners)
+        low, high = pixels.min(axis=0), pixels.max(axis=0)
+        return bool(high[0] > 0 and high[1] > 0 and low[0] < width and low[1] < height)
+
     def hang(self, panel: Panel, corners: Points) -> None:
         """Paste a panel on the quad of `corners` (4, 3): top left, top right, bottom right, bottom left."""
         target = self.camera.project(corners)
@@ -143,7 +152,7 @@ class Stage:
             panel.classes, matrix, box, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=(IGNORE,)
         )
         paint = cv2.warpPerspective(panel.paint, matrix, box, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        self.paste(paint, classes, top, left)
+        self.paste(np.asarray(paint, np.uint8), np.asarray(classes, np.uint8), top, left)
 
     def paste(self, paint: npt.NDArray[np.uint8], classes: ClassMap, top: int, left: int) -> None:
         """Blend `paint` (h, w, 4) in at a pixel position where `classes` (h, w) is not IGNORE."""

@@ -8,6 +8,7 @@ import numpy as np
 
 FAR_M = 150.0
 _START_M = 2.5
+_SHORTEST_M = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def _sample_blocks(
         garden = rng.uniform() < green
         length = rng.uniform(14, 40) if garden else rng.uniform(6, 19)
         end = z + length
-        if z < junction[0] < end:
+        if z < junction[0] < end + _SHORTEST_M:
             end = junction[0]
         tall = 0.0 if garden else height * rng.uniform(0.75, 1.3)
         blocks.append(Block(z, end, tall, int(rng.integers(2**32))))

@@ -23,8 +23,11 @@ _PAINTS = (
     rgb(40, 70, 56),
     rgb(90, 92, 96),
 )
+_LIVERIES = (rgb(150, 40, 36), rgb(70, 110, 150), rgb(190, 188, 180), rgb(160, 140, 80))
 _GLASS = rgb(30, 34, 38)
 _TYRE = rgb(24, 24, 25)
+_DETAIL_M = 40.0
+"""Beyond this the smallest parts are left out: a distance, not a size in pixels, so that all frame sizes agree."""
 
 
 _Place = Callable[[Points], Points]
@@ -36,15 +39,20 @@ def sample_body(rng: np.random.Generator, large: bool = True) -> Body:
     return BODIES[int(rng.choice(len(BODIES), p=share))]
 
 
-def draw_vehicle(stage: Stage, body: Body, x: float, z: float, turn: float, rng: np.random.Generator) -> None:
+def draw_vehicle(stage: Stage, body: Body, x: float, z: float, rng: np.random.Generator, *, turn: float) -> None:
     """A vehicle centred at (x, z); `turn` is its heading in radians: 0 drives away, pi towards the camera."""
-    paint = _PAINTS[int(rng.integers(len(_PAINTS)))] * rng.uniform(0.8, 1.15)
+    paints = _PAINTS if body.length < 6 else _LIVERIES
+    paint = paints[int(rng.integers(len(paints)))] * rng.uniform(0.8, 1.15)
     braking, lamps_on = bool(rng.uniform() < 0.3), bool(rng.uniform() < 0.3)
     cos, sin = float(np.cos(turn)), float(np.sin(turn))
 
     def place(local: Points) -> Points:
         along = local[:, 2] - body.length / 2
-        return np.column_stack([x + cos * local[:, 0] + sin * along, local[:, 1], z - sin * local[:, 0] + cos * along])
+        placed = np.empty_like(local)
+        placed[:, 0] = x + cos * local[:, 0] + sin * along
+        placed[:, 1] = local[:, 1]
+        placed[:, 2] = z - sin * local[:, 0] + cos * along
+        return placed
 
     _draw_underside(stage, body, place)
     faces = []
@@ -53,7 +61,7 @@ def draw_vehicle(stage: Stage, body: Body, x: float, z: float, turn: float, rng:
         faces.append((name, 0, place(points((-w0, y0, a0), (w0, y0, a0), (w1, y1, a1), (-w1, y1, a1)))))
     for hand in (-1, 1):
         outline = points(*[(hand * body.half_width(y), y, a) for a, y, _ in body.profile])
-        faces.append((f"side", hand, place(outline)))
+        faces.append(("side", hand, place(outline)))
     # the long sides first: the ends overlap them at the corners
     faces.sort(key=lambda face: (face[0] != "side", -float(face[2][:, 2].mean())))
     for name, hand, polygon in faces:
@@ -62,9 +70,9 @@ def draw_vehicle(stage: Stage, body: Body, x: float, z: float, turn: float, rng:
             continue
         if hand:
             stage.fill(polygon, stage.light.shade(paint, normal, z), CAR)
-            _draw_side(stage, body, paint, normal, hand, z, place)
+            _draw_side(stage, body, paint, normal, hand=hand, z=z, place=place)
         else:
-            _draw_end(stage, polygon, name, paint, normal, z, (braking, lamps_on))
+            _draw_end(stage, polygon, name, paint, normal=normal, z=z, lamps=(braking, lamps_on))
 
 
 def _facing(polygon: Points, centre: Points, eye: float) -> tuple[float, float, float] | None:
@@ -83,7 +91,9 @@ def _facing(polygon: Points, centre: Points, eye: float) -> tuple[float, float, 
 def _draw_underside(stage: Stage, body: Body, place: _Place) -> None:
     """The shadow under the car, and what is seen of axles and tyres from either end."""
     w, end = body.width / 2, body.length
-    stage.darken(place(points((-w - 0.15, 0, -0.3), (w + 0.15, 0, -0.3), (w + 0.15, 0, end), (-w - 0.15, 0, end))), 0.8, 0.12)
+    stage.darken(
+        place(points((-w - 0.15, 0, -0.3), (w + 0.15, 0, -0.3), (w + 0.15, 0, end), (-w - 0.15, 0, end))), 0.8, 0.12
+    )
     for at in (end - 0.3, 0.3):
         low = points((-w + 0.1, 0.14, at), (w - 0.1, 0.14, at), (w - 0.1, 0.5, at), (-w + 0.1, 0.5, at))
         stage.fill(place(low), rgb(14, 14, 15), CAR)
@@ -93,7 +103,7 @@ def _draw_underside(stage: Stage, body: Body, place: _Place) -> None:
 
 
 def _draw_side(
-    stage: Stage, body: Body, paint: Rgb, normal: tuple[float, float, float], hand: int, z: float, place: _Place
+    stage: Stage, body: Body, paint: Rgb, normal: tuple[float, float, float], *, hand: int, z: float, place: _Place
 ) -> None:
     light = stage.light
 
@@ -117,15 +127,21 @@ def _draw_side(
         low, high = outline[:, 1].min(), outline[:, 1].max()
         upper = np.column_stack([outline[:, 0], np.maximum(outline[:, 1], low + 0.6 * (high - low))])
         stage.fill(on(upper), glass + light.skyline * 0.18, CAR)
-    for pane in body.side_glass[:2]:
-        at = pane[-1][0]
-        seam = np.array([(at - 0.015, bottom + 0.15), (at + 0.015, bottom + 0.15), (at + 0.015, body.belt), (at - 0.015, body.belt)])
-        stage.fill(on(seam), light.shade(paint * 0.45, normal, z), CAR)
     for axle in body.axles:
-        stage.fill(on(ellipse(axle, body.wheel + 0.03, body.wheel + 0.07, body.wheel + 0.07)), rgb(16, 16, 17), CAR)
-        stage.fill(on(ellipse(axle, body.wheel, body.wheel, body.wheel)), light.shade(_TYRE, normal, z), CAR)
-        stage.fill(on(ellipse(axle, body.wheel, body.wheel * 0.62, body.wheel * 0.62)), light.shade(rgb(125, 126, 128), normal, z), CAR)
-        stage.fill(on(ellipse(axle, body.wheel, body.wheel * 0.3, body.wheel * 0.3)), light.shade(rgb(60, 60, 62), normal, z), CAR)
+        rims = [(0.07, rgb(16, 16, 17)), (0.0, light.shade(_TYRE, normal, z))]
+        rims.append((-0.38 * body.wheel, light.shade(rgb(125, 126, 128), normal, z)))
+        if z < _DETAIL_M:
+            rims.append((-0.7 * body.wheel, light.shade(rgb(60, 60, 62), normal, z)))
+        for more, color in rims:
+            stage.fill(on(ellipse(axle, body.wheel, body.wheel + more, body.wheel + more)), color, CAR)
+    if z > _DETAIL_M:
+        return
+    for pane in body.side_glass:
+        at = pane[-1][0]
+        seam = np.array(
+            [(at - 0.015, bottom + 0.15), (at + 0.015, bottom + 0.15), (at + 0.015, body.belt), (at - 0.015, body.belt)]
+        )
+        stage.fill(on(seam), light.shade(paint * 0.45, normal, z), CAR)
 
 
 def _draw_end(
@@ -133,6 +149,7 @@ def _draw_end(
     quad: Points,
     name: str,
     paint: Rgb,
+    *,
     normal: tuple[float, float, float],
     z: float,
     lamps: tuple[bool, bool],
@@ -154,8 +171,8 @@ def _draw_end(
         part(-0.93, 0.75, 0.93, 0.95, light.shade(np.minimum(paint * 1.2 + 6, 225), normal, z))
     elif name == "tail":
         part(-1, 0.82, 1, 1, light.shade(np.minimum(paint * 1.2 + 6, 225), normal, z))
-        red = rgb(225, 40, 30) if lamps[0] else light.shade(rgb(120, 22, 20), normal, z)
-        for inner, outer in ((-0.97, -0.68), (0.68, 0.97)):
+        red = rgb(205, 42, 34) if lamps[0] else light.shade(rgb(120, 22, 20), normal, z)
+        for inner, outer in ((-0.96, -0.72), (0.72, 0.96)):
             part(inner, 0.2, outer, 0.9, red)
             part(inner, 0.2, outer, 0.38, light.shade(rgb(190, 130, 90), normal, z))
         part(-0.32, 0.12, 0.32, 0.42, light.shade(rgb(190, 165, 60), normal, z))
@@ -163,7 +180,7 @@ def _draw_end(
         pane = light.shade(_GLASS, normal, z)
         part(-0.9, 0.06, 0.9, 0.93, pane)
         part(-0.9, 0.55, 0.9, 0.93, pane + light.skyline * (0.10 if name == "glass" else 0.2))
-        for seat in (-0.45, 0.45):
+        for seat in (-0.45, 0.45) if quad[2, 1] < 2 else ():
             part(seat - 0.16, 0.1, seat + 0.16, 0.62, pane * 0.55)
     elif name == "grille":
         part(-0.5, 0.25, 0.5, 0.8, light.shade(rgb(30, 30, 32), normal, z))
