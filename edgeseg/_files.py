@@ -43,13 +43,13 @@ def replacing_directory(path: Path, error: type[EdgesegError] = InputError) -> I
         raise error(f"cannot write {path}: {getattr(reason, 'strerror', None) or reason}") from reason
     try:
         yield temporary
-        existed = path.exists()
+        existed = os.path.exists(path)
         try:
             if existed:
                 os.replace(path, old)
             os.replace(temporary, path)
         except OSError as reason:
-            if existed and old.exists() and not path.exists():
+            if existed and os.path.exists(old) and not os.path.exists(path):
                 os.replace(old, path)
             raise error(f"cannot write {path}: {reason.strerror or reason}") from reason
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,8 @@ class Bundle:
         Raises BundleError where anything is missing, damaged or of another format.
         """
         path = Path(path)
-        if not path.is_dir():
-            what = "is a file, a bundle is a directory" if path.exists() else "does not exist"
+        if not os.path.isdir(path):  # unlike Path.is_dir, it answers for every path
+            what = "is a file, a bundle is a directory" if os.path.exists(path) else "does not exist"
             raise BundleError(f"no bundle at {path}: it {what}; make one with `edgeseg export`")
         try:
             text = _inside(path, MANIFEST)[0].read_text(encoding="utf-8")
@@ -202,7 +203,7 @@ def write(path: Path, manifest: Manifest, files: dict[str, bytes], *, overwrite:
 
 def refuse_overwrite(path: Path, *, overwrite: bool) -> None:
     """Raise BundleError if `path` is taken: by anything but a bundle, or by a bundle that may not be replaced."""
-    if not path.exists():
+    if not os.path.exists(path):
         return
     try:  # a web page has a manifest.json too
         data = json.loads((path / MANIFEST).read_bytes())

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeseg.backends.base import Session, SessionInfo
 from edgeseg.decode import Decoded, Grid, Wants, decode, usable_cpus
-from edgeseg.errors import BackendError
+from edgeseg.errors import BackendError, InputError
 from edgeseg.labels import Labels
 from edgeseg.manifest import Manifest, Variant
 from edgeseg.preprocess import Preprocessor, check_frame
@@ -92,16 +92,22 @@ class Segmenter:
         return self._result(decoded, StageTimes(prepared - begin, network_ns, end - inferred, end - begin))
 
     def map(
-        self, frames: Iterable[Image], *, color: Color = "rgb", counts: bool = False, ahead: int = 2
+        self, frames: Iterable[Image], *, color: Color = "rgb", counts: bool = False, ahead: int | None = None
     ) -> Iterator[Segmentation]:
-        """Segment frames in order, preparing the next one and decoding the last while the network runs.
+        """Segment frames in order, working on the next ones while the caller uses a result.
 
-        At most `ahead` frames are taken beyond the one being given out. An error in a frame is raised in its turn.
+        At most `ahead` frames are taken beyond the one being given out. None: 2 where the network runs on another
+        device, so that preprocess and decode overlap it; 1 on the CPU, where two frames at once contend for the same
+        cores. An error in a frame is raised in its turn.
         """
+        if ahead is None:
+            ahead = 1 if self.info.device == "cpu" else 2
+        if ahead < 1:
+            raise InputError(f"ahead is {ahead}: give 1 or more")
         from concurrent.futures import ThreadPoolExecutor  # 7 ms of import that single frames do without
 
         waiting: deque[Future[Segmentation]] = deque()
-        with ThreadPoolExecutor(max(1, ahead), "edgeseg-map") as pool:
+        with ThreadPoolExecutor(ahead, "edgeseg-map") as pool:
             try:
                 for frame in frames:
                     waiting.append(pool.submit(self, frame, color=color, counts=counts))
