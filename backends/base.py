@@ -52,9 +52,9 @@ class Session(ABC):
 
     @abstractmethod
     def run(self, batch: Batch) -> Logits:
-        """uint8 (N, h, w, 3), C-contiguous, to float32 (N, C, h', w'), which the caller owns.
+        """uint8 (N, h, w, 3), C-contiguous, maybe read-only, to float32 (N, C, h', w'), writable, the caller's own.
 
-        Raises BackendError where the runtime fails.
+        Raises BackendError in one line where the runtime fails, naming the shape where the batch has another one.
         """
 
     def describe(self) -> SessionInfo:
@@ -74,7 +74,11 @@ class Session(ABC):
 
 
 class Backend(ABC):
-    """One runtime. Making one costs nothing; its module imports the vendor's package."""
+    """One runtime. Making one costs nothing; its module imports the vendor's package.
+
+    `name` is lower case and the one it is asked for by; `version` names the runtime and its version.
+    `edgeseg.testing.BackendConformance` tests all that is promised here.
+    """
 
     name: str
     version: str
@@ -87,7 +91,8 @@ class Backend(ABC):
 
     @abstractmethod
     def open(self, model: Model, device: str, options: Options, cache: Path | None) -> Session:
-        """Compile `model` for `device`; `cache` is an existing directory for compiled blobs, or None.
+        """Compile `model` for `device`; `cache` is a directory (to be made) for this model's compiled blobs, or None.
 
-        Raises DeviceError for a device that is not here, BackendError where the runtime refuses the model or options.
+        Raises DeviceError naming the device if it is not here, BackendError naming the file where the runtime refuses
+        the model or the options.
         """

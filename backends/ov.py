@@ -97,9 +97,6 @@ class OpenVinoBackend(Backend):
                 raise DeviceError(f"backend openvino cannot use {device}: {chosen.reason}")
         if options.precision == "fp16" and device == "cpu":
             raise BackendError("backend openvino computes fp32 or int8 on the CPU, not fp16: choose precision fp32")
-        if cache is not None:
-            # OpenVINO keys its blobs by path and time of the graph alone; weights lie in another file.
-            cache = cache / "openvino" / model.digest[:32]
         return OpenVinoSession(self._core, model, device, options, cache)
 
     def _full_name(self, device: str) -> str:

@@ -12,15 +12,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+try:
+    import cv2  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'edgeseg needs OpenCV, which comes with a runtime: pip install "edgeseg[openvino]" or "edgeseg[ort]", or by '
+        "itself: pip install opencv-python-headless (on a Jetson use JetPack's own)",
+        name="cv2",
+    ) from error
+
 from edgeseg.bundle import Bundle
 from edgeseg.errors import EdgesegError
 from edgeseg.loading import EMBEDDED, load
 from edgeseg.manifest import ClassInfo
 from edgeseg.result import Polygon, Segmentation
 from edgeseg.segmenter import Segmenter
+from edgeseg.sources.base import OnnxReading
 
 if TYPE_CHECKING:
-    from edgeseg.exporter import export as export
+    from edgeseg.exporter import export
+else:
+
+    def export(*args: Any, **settings: Any) -> Bundle:
+        """Export a network as a bundle: `edgeseg.exporter.export`, imported when it is called."""
+        try:
+            from edgeseg.exporter import export as run
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] not in ("onnx", "onnxruntime"):
+                raise
+            raise EdgesegError(f'export needs the package {error.name}: pip install "edgeseg[export]"') from error
+        return run(*args, **settings)
+
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,21 +50,10 @@ __all__ = [
     "Bundle",
     "ClassInfo",
     "EdgesegError",
+    "OnnxReading",
     "Polygon",
     "Segmentation",
     "Segmenter",
     "export",
     "load",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name != "export":
-        raise AttributeError(f"module 'edgeseg' has no attribute {name!r}")
-    try:
-        from edgeseg.exporter import export
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in ("torch", "onnx", "onnxscript", "onnxruntime"):
-            raise
-        raise EdgesegError(f'export needs the package {error.name}: pip install "edgeseg[export]"') from error
-    return export

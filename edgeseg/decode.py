@@ -49,7 +49,9 @@ class Wants:
     `confidence` is the largest softmax probability (one-channel: max(p, 1 - p)), to 1e-6 for logits up to 20
     and to the rounding of the scores beyond; below `unknown_below` a pixel gets
     255. `threshold` is for one-channel heads: class 1 where sigmoid(logit) > threshold, else 0. `labels` maps class
-    index to label written, one per class (two for one-channel heads); 255 leaves a class out.
+    index to label written, one per class (two for one-channel heads); 255 leaves a class out. `probabilities` says that
+    the values are upsampled as probabilities, not logits: `threshold` then applies to them as they are, and confidence
+    cannot be asked for.
     """
 
     confidence: bool = False
@@ -57,6 +59,7 @@ class Wants:
     unknown_below: float | None = None
     threshold: float = 0.5
     labels: tuple[int, ...] | None = None
+    probabilities: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +128,16 @@ def _decode_with(
     classes = values.shape[0]
     rows, cols = _axes(values.shape[1], values.shape[2], height, width, grid)
     unknown = _checked_unknown(wants.unknown_below)
+    logit = _threshold_logit(wants.threshold)
+    if wants.probabilities and (wants.confidence or unknown > 0):
+        raise InputError("this network gives probabilities, not logits: confidence and unknown_below need logits")
     threads = _checked_count(threads, "threads")
     plan = Plan(
         logits=values,
         rows=rows,
         cols=cols,
         labels=_label_table(None if wants.labels is None else tuple(wants.labels), 2 if classes == 1 else classes),
-        threshold=_threshold_logit(wants.threshold),
+        threshold=float(wants.threshold) if wants.probabilities else logit,
         # What all dropped terms of the softmax sum could add stays below exp(-16), about 1e-7.
         cut=-16.0 - math.log(classes),
         unknown_below=unknown,

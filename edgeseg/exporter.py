@@ -1,38 +1,41 @@
-"""From an nn.Module to a bundle: one ONNX graph per output stride on one weights file, each checked against torch.
+"""From a network to a bundle: one ONNX graph per output stride on one weights file, each checked against the original.
 
-torch and onnx are imported here, in `edgeseg.tracing` and in `edgeseg.models` only.
+The originals are `edgeseg.sources.torch_source` (any nn.Module) and `edgeseg.sources.onnx_source` (any ONNX file).
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional
 
 from edgeseg import bundle as bundles
 from edgeseg import decode, manifest
 from edgeseg.backends.base import Options
+from edgeseg.backends.ort import OrtBackend
 from edgeseg.bundle import Bundle
 from edgeseg.errors import ExportError, InputError
 from edgeseg.palette import voc_palette
 from edgeseg.preprocess import Preprocessor
 from edgeseg.scene import street_scene
-from edgeseg.tracing import PixelNetwork, SharedWeights, trace
-from edgeseg.types import IGNORE, ClassMap, Image, Logits, Preprocess, Size
+from edgeseg.sources.base import OnnxReading, Source, Stage
+from edgeseg.tracing import SharedWeights
+from edgeseg.types import IGNORE, ClassMap, Image, Logits, Model, Preprocess, Size
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _LOGIT_LIMIT = 1e-3
 _MASK_LIMIT = 0.9999
 _ROUNDING = 2e-6
 """float32 networks differ by about this share of the logits' scale from one runtime to the next."""
+_LARGEST_MEAN = 2.0
 _GOLDEN_SEEDS = (0, 8, 13)
 _WEIGHTS = "weights-fp32.bin"
 
@@ -40,80 +43,101 @@ Answers = list[tuple[Logits, ClassMap]]
 
 
 def export(
-    model: nn.Module,
+    model: nn.Module | Source | str | Path,
     path: str | Path,
     *,
     input_size: Size,
     classes: Sequence[str | manifest.ClassInfo],
     mean: Sequence[float],
     std: Sequence[float],
-    output_strides: Sequence[int] = (16,),
+    output_strides: Sequence[int] | None = None,
     fit: Literal["stretch", "letterbox"] = "stretch",
     interpolation: Literal["bilinear", "area"] = "bilinear",
+    dynamic_batch: bool = False,
+    reading: OnnxReading = OnnxReading(),  # noqa: B008 (frozen)
     frames: Sequence[Image] | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Bundle:
-    """Export `model` (normalised float32 (N, 3, h, w) in, low-resolution logits out) as a bundle at `path`.
+    """Export a network as a bundle at `path`.
 
-    `classes` are names in channel order (PASCAL VOC's colours unless given); a one-channel model has two, background
-    first. `mean` and `std` are per channel for RGB scaled to 0..1. A model with a method `set_output_stride` is
-    exported at each of `output_strides`, another only at its own. Every graph runs in ONNX Runtime on `frames` (RGB,
-    any size; drawn street scenes by default) and is compared with torch: beyond 1e-3 on logits (or 2e-6 of their
-    scale, float32's own rounding, if that is more) or below 99.99 % equal mask pixels, nothing is written. The frames
-    become the bundle's golden frames, so they must be free to share.
+    `model` is an nn.Module (normalised float32 (N, 3, h, w) in; scores out, as a tensor, in a dict or first in a tuple)
+    or the path of an ONNX file. A trailing bilinear upsampling, softmax, sigmoid or argmax is cut off: decoding does it
+    exactly, at any frame's size. `classes` are names in channel order (PASCAL VOC's colours unless given); a
+    one-channel model has two, background first. `mean` and `std` are per channel for RGB scaled to 0..1.
+    `output_strides` turns the network's strides into dilation (`edgeseg.models.set_output_stride`); None exports it as
+    it is. `dynamic_batch` makes graphs for any batch size. `reading` tells how to understand an ONNX file.
+
+    Every graph runs in ONNX Runtime on `frames` (RGB, any size; drawn street scenes by default) and is compared with
+    the original: beyond 1e-3 on logits (or 2e-6 of their scale, float32's own rounding, if that is more) or below
+    99.99 % equal mask pixels, nothing is written. The frames become the golden frames, so they must be free to share.
 
     Raises ExportError; InputError for arguments that make no sense; BundleError where `path` is taken.
     """
     path = Path(path)
     bundles.refuse_overwrite(path, overwrite=overwrite)
-    if not output_strides or min(output_strides) < 1:
+    if output_strides is not None and (not output_strides or min(output_strides) < 1):
         raise InputError(f"output_strides is {tuple(output_strides)}: give at least one, each 1 or more")
+    _check_names(classes)
     preprocess = _checked_preprocess(input_size, mean, std, fit, interpolation)
     drawn = [street_scene(seed, input_size)[0] for seed in _GOLDEN_SEEDS] if frames is None else frames
+    if not drawn:
+        raise InputError("frames is empty: give at least one, or leave it out")
     pixels = [Preprocessor(preprocess).prepare(frame)[0].copy() for frame in drawn]
-    model = copy.deepcopy(model).eval().cpu()
+    reading = dataclasses.replace(reading, channels=reading.channels or len(classes))
+    source = _source(model, preprocess, dynamic_batch, reading)
+    progress("reading the network")
+    infos: tuple[manifest.ClassInfo, ...] = ()
     weights = SharedWeights(_WEIGHTS)
     files: dict[str, bytes] = {}
     variants: list[manifest.Variant] = []
     answers: dict[int, Answers] = {}
-    for stride in sorted(set(output_strides)):
-        _set_output_stride(model, stride)
-        progress(f"output stride {stride}: computing torch's answers")
-        answers[stride] = _torch_answers(model, pixels, preprocess)
-        shape = answers[stride][0][0].shape
-        _check_stride(shape, input_size, stride)
-        progress(f"output stride {stride}: tracing")
-        proto = trace(PixelNetwork(model, preprocess), input_size, f"{path.stem}-os{stride}")
-        weights.take_from(proto)
+    for stage in source.stages(output_strides):
+        stride = stage.output_stride
+        infos = infos or _checked_classes(classes, stage.logits_shape[0])
+        progress(f"output stride {stride}: comparing with {source.reference}")
+        graph = stage.graph()
+        graph.graph.name = f"{path.stem}-os{stride}"
+        weights.take_from(graph)
         name = f"os{stride}-fp32.onnx"
-        files[name] = proto.SerializeToString(deterministic=True)
-        variants.append(
-            manifest.Variant(stride, "fp32", "float", name, (shape[0], shape[1], shape[2]), weights=_WEIGHTS)
-        )
-    channels = variants[0].logits_shape[0]
+        files[name] = graph.SerializeToString(deterministic=True)
+        parity, answers[stride] = _prove(stage, source.reference, files[name], weights, pixels)
+        batch = None if dynamic_batch else 1
+        variants.append(manifest.Variant(stride, "fp32", "float", name, stage.logits_shape, batch, _WEIGHTS, parity))
+        progress(f"output stride {stride}: {parity.mask_agreement:.4%} of mask pixels equal")
     files[_WEIGHTS] = weights.data()
     files["golden.npz"] = bundles.pack_golden(pixels, answers)
-    draft = manifest.Manifest(
+    made = manifest.Manifest(
         name=path.stem,
-        classes=_checked_classes(classes, channels),
-        head="sigmoid" if channels == 1 else "softmax",
+        classes=infos,
+        head="sigmoid" if variants[0].logits_shape[0] == 1 else "softmax",
+        values=stage.values,
         preprocess=preprocess,
-        align_corners=False,
+        align_corners=stage.align_corners,
         variants=tuple(variants),
         files={name: bundles.describe_file(data) for name, data in files.items()},
         golden=manifest.GoldenInfo("golden.npz", len(pixels), manifest.TOLERANCES),
-        producer={name: version(name) for name in ("edgeseg", "torch", "onnx", "onnxscript")},
+        producer={"edgeseg": version("edgeseg"), **source.producer},
     )
-    with tempfile.TemporaryDirectory() as folder:
-        unproven = bundles.write(Path(folder) / path.name, draft, files)
-        proven = []
-        for variant in variants:
-            progress(f"output stride {variant.output_stride}: comparing with torch")
-            parity = _compare(unproven, variant, pixels, answers[variant.output_stride])
-            proven.append(dataclasses.replace(variant, parity=parity))
-    final = dataclasses.replace(draft, variants=tuple(proven))
-    return bundles.write(path, final, files, overwrite=overwrite)
+    return bundles.write(path, made, files, overwrite=overwrite)
+
+
+def _source(
+    model: nn.Module | Source | str | Path, preprocess: Preprocess, dynamic_batch: bool, reading: OnnxReading
+) -> Source:
+    if isinstance(model, (str, Path)):
+        from edgeseg.sources.onnx_source import OnnxSource
+
+        return OnnxSource(model, preprocess, reading=reading, dynamic_batch=dynamic_batch)
+    if not isinstance(model, type) and hasattr(model, "stages"):
+        return cast(Source, model)
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"model is a {type(model).__name__}: give an nn.Module or the path of an ONNX file")
+    from edgeseg.sources.torch_source import TorchSource
+
+    return TorchSource(model, preprocess, dynamic_batch=dynamic_batch)
 
 
 def _checked_preprocess(
@@ -126,6 +150,8 @@ def _checked_preprocess(
             raise InputError(f"{name} is {values}: give three numbers, for RGB scaled to 0..1")
     if min(std) <= 0:
         raise InputError(f"std is {std}: every channel's must be positive")
+    if max(map(abs, mean)) > _LARGEST_MEAN or max(std) > _LARGEST_MEAN:
+        raise InputError(f"mean {mean} and std {std} look like 0..255: divide by 255, they are for RGB scaled to 0..1")
     if fit not in ("stretch", "letterbox") or interpolation not in ("bilinear", "area"):
         raise InputError(f"fit {fit!r}, interpolation {interpolation!r}: choose stretch or letterbox, bilinear or area")
     return Preprocess(
@@ -145,75 +171,52 @@ def _checked_classes(classes: Sequence[str | manifest.ClassInfo], channels: int)
     if expected > IGNORE:
         raise InputError(f"{expected} classes: a class map holds 1 to {IGNORE}")
     colors = voc_palette(expected)
-    infos = tuple(
+    return tuple(
         item if isinstance(item, manifest.ClassInfo) else manifest.ClassInfo(item, color)
         for item, color in zip(classes, colors, strict=True)
     )
-    names = [info.name for info in infos]
+
+
+def _check_names(classes: Sequence[str | manifest.ClassInfo]) -> None:
+    names = [item if isinstance(item, str) else item.name for item in classes]
     if len(set(names)) != len(names) or not all(names):
         raise InputError(f"class names must be different and not empty: {', '.join(map(repr, names))}")
-    return infos
 
 
-def _set_output_stride(model: nn.Module, stride: int) -> None:
-    knob = getattr(model, "set_output_stride", None)
-    if callable(knob):
-        knob(stride)
-
-
-def _check_stride(shape: tuple[int, ...], size: Size, stride: int) -> None:
-    if shape[1:] != (-(-size[0] // stride), -(-size[1] // stride)):
-        raise ExportError(
-            f"the model gives {shape[1]}x{shape[2]} logits for a {size[0]}x{size[1]} input, which is not output stride "
-            f"{stride}: ask for the stride it has, or give it a method set_output_stride"
-        )
-
-
-@torch.inference_mode()
-def _torch_answers(model: nn.Module, pixels: list[Image], preprocess: Preprocess) -> Answers:
-    """Logits and class maps as torch computes them from normalised floats: the oracle of the whole export."""
-    answers: Answers = []
-    for frame in pixels:
-        normalised = (frame / np.float32(255) - np.array(preprocess.mean, np.float32)) / np.array(
-            preprocess.std, np.float32
-        )
-        x = torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32))[None]
-        try:
-            logits = model(x)
-        except Exception as error:  # whatever the user's module raises
-            raise ExportError(f"the model fails on a {tuple(x.shape)} input: {error}") from error
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or not logits.is_floating_point():
-            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise ExportError(f"the model returns {found}: a float tensor (N, classes, h, w) of logits is needed")
-        upsampled = functional.interpolate(logits, preprocess.input_size, mode="bilinear", align_corners=False)[0]
-        mask = upsampled[0] > 0 if len(upsampled) == 1 else upsampled.argmax(0)
-        answers.append((logits[0].float().numpy().copy(), mask.to(torch.uint8).numpy().copy()))
-    return answers
-
-
-def _compare(unproven: Bundle, variant: manifest.Variant, pixels: list[Image], answers: Answers) -> manifest.Parity:
-    """Run one variant in ONNX Runtime; raises ExportError where it strays from torch."""
-    from edgeseg.backends.ort import OrtBackend  # the vendor is imported when it is needed
-
+def _prove(
+    stage: Stage, reference: str, graph: bytes, weights: SharedWeights, pixels: list[Image]
+) -> tuple[manifest.Parity, Answers]:
+    """Run one graph in ONNX Runtime; raises ExportError where it strays from the original."""
+    size = (pixels[0].shape[0], pixels[0].shape[1])
     worst, equal, scale = 0.0, 0, 0.0
-    size = unproven.manifest.preprocess.input_size
-    with OrtBackend().open(unproven.model(variant), "cpu", Options(), None) as session:
-        for frame, (logits, mask) in zip(pixels, answers, strict=True):
-            found = session.run(frame[None])[0]
-            worst = max(worst, float(np.abs(found - logits).max()))
-            scale = max(scale, float(np.abs(logits).max()))
-            equal += int(np.count_nonzero(decode.class_map(found, size) == mask))
+    answers: Answers = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        path.write_bytes(graph)
+        (path.parent / _WEIGHTS).write_bytes(weights.data())
+        model = Model(path, hashlib.sha256(graph).hexdigest(), "fp32", "float", size, stage.logits_shape)
+        with OrtBackend().open(model, "cpu", Options(), None) as session:
+            for frame in pixels:
+                found = session.run(frame[None])[0]
+                verdict = stage.judge(frame, found)
+                if not (np.isfinite(found).all() and np.isfinite(verdict.logits).all()):
+                    raise ExportError("the network's output has NaN or infinity on a golden frame: check the weights")
+                worst, scale = max(worst, verdict.error), max(scale, verdict.scale)
+                mask = _mask(found, size, stage)
+                equal += int(np.count_nonzero(mask == verdict.class_map))
+                answers.append((verdict.logits, verdict.class_map))
     agreement = equal / (len(pixels) * size[0] * size[1])
     limit = max(_LOGIT_LIMIT, _ROUNDING * scale)
-    if not (worst <= limit and agreement >= _MASK_LIMIT):
+    if not (worst <= limit and agreement >= _MASK_LIMIT):  # so that NaN fails
         raise ExportError(
-            f"{variant.file} does not compute what torch does: logits differ by {worst:.3g} (limit {limit:.3g}), "
-            f"{agreement:.4%} of mask pixels agree (limit {_MASK_LIMIT:.2%}); nothing was written"
+            f"the graph at output stride {stage.output_stride} does not compute what {reference} does: logits differ "
+            f"by {worst:.3g} (limit {limit:.3g}), {agreement:.4%} of mask pixels agree (limit {_MASK_LIMIT:.2%}); "
+            f"nothing was written"
         )
-    return manifest.Parity(
-        frames=len(pixels),
-        max_abs_logit_error=float(f"{worst:.3g}"),
-        mask_agreement=agreement,
-        reference=f"torch {torch.__version__}",
-        runtime=OrtBackend.version,
-    )
+    parity = manifest.Parity(len(pixels), float(f"{worst:.3g}"), agreement, reference, OrtBackend.version)
+    return parity, answers
+
+
+def _mask(logits: Logits, size: Size, stage: Stage) -> ClassMap:
+    wants = decode.Wants(probabilities=stage.values == "probabilities")
+    return decode.decode(logits, size, grid=decode.Grid(stage.align_corners), wants=wants).class_map

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import warnings
 from dataclasses import dataclass
@@ -114,13 +115,27 @@ def _open(
     bundle: Bundle, variant: Variant, candidate: _Candidate, options: Options, cache: Path | None, self_test: bool
 ) -> Session:
     backend = registry.get(candidate.backend)
-    session = backend.open(bundle.model(variant), candidate.device, options, cache)
-    if self_test and backend.self_test:
-        try:
-            check_golden(bundle, variant.output_stride, session, options.precision)
-        except EdgesegError:
-            session.close()
+    model = bundle.model(variant)
+    blobs = cache / candidate.backend / model.digest[:32] if cache else None
+    had_blobs = blobs is not None and any(blobs.glob("*"))
+    session = backend.open(model, candidate.device, options, blobs)
+    if not (self_test and backend.self_test):
+        return session
+    try:
+        check_golden(bundle, variant.output_stride, session, options.precision)
+    except GoldenError as error:
+        session.close()
+        if blobs is None or not had_blobs:
             raise
+        # What was cached may be damaged: compile again before blaming the runtime.
+        shutil.rmtree(blobs, ignore_errors=True)
+        session = _open(bundle, variant, candidate, options, cache, self_test)
+        warnings.warn(
+            f"recompiled {variant.file}: what {blobs} held was damaged ({error})", RuntimeWarning, stacklevel=3
+        )
+    except EdgesegError:
+        session.close()
+        raise
     return session
 
 
@@ -131,7 +146,9 @@ def check_golden(bundle: Bundle, output_stride: int, session: Session, precision
     found = session.run(golden.frame[None])[0]
     scale = float(np.abs(golden.logits).max()) or 1.0
     error = float(np.abs(found - golden.logits).max()) / scale if found.shape == golden.logits.shape else np.inf
-    mask = decode.class_map(found, bundle.manifest.preprocess.input_size, align_corners=bundle.manifest.align_corners)
+    wants = decode.Wants(probabilities=bundle.manifest.values == "probabilities")
+    grid = decode.Grid(bundle.manifest.align_corners)
+    mask = decode.decode(found, bundle.manifest.preprocess.input_size, grid=grid, wants=wants).class_map
     agreement = float(np.mean(mask == golden.class_map))
     # written so that NaN fails
     if not (error <= tolerance.logits and agreement >= tolerance.mask_agreement):

@@ -84,7 +84,11 @@ class GoldenInfo:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All of `manifest.json`. `head` is how scores become classes: argmax, or a threshold for one channel."""
+    """All of `manifest.json`. `head` is how scores become classes: argmax, or a threshold for one channel.
+
+    `values` is what the graphs give: logits, or probabilities where the network upsamples those itself (an argmax of
+    upsampled probabilities is another mask than one of upsampled logits).
+    """
 
     name: str
     classes: tuple[ClassInfo, ...]
@@ -95,6 +99,7 @@ class Manifest:
     files: dict[str, FileInfo]
     golden: GoldenInfo
     producer: dict[str, str] = field(default_factory=dict)
+    values: Literal["logits", "probabilities"] = "logits"
     format: int = FORMAT
 
 

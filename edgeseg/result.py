@@ -13,10 +13,10 @@ from edgeseg import images
 from edgeseg.errors import InputError
 from edgeseg.manifest import ClassInfo
 from edgeseg.preprocess import check_frame
-from edgeseg.types import IGNORE, ClassMap, Image, StageTimes
+from edgeseg.types import IGNORE, ClassMap, Color, Image, StageTimes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Polygon:
     """One connected area: `exterior` and each of `holes` int32 (n, 2) as (x, y) pixel centres, not closed.
 
@@ -27,12 +27,13 @@ class Polygon:
     holes: tuple[npt.NDArray[np.int32], ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Segmentation:
     """The mask of one frame, at the frame's own size.
 
     `class_map` uint8 (H, W): index into `classes`, 255 where no class was given. `confidence` float32 (H, W), the
-    largest softmax value, and `pixel_counts` (class name -> pixels) are there when they were asked for.
+    largest softmax value, and `pixel_counts` (class name -> pixels) are there when they were asked for. `color` is the
+    channel order of the frame it came from.
     """
 
     class_map: ClassMap
@@ -40,11 +41,16 @@ class Segmentation:
     times: StageTimes
     confidence: npt.NDArray[np.float32] | None = None
     pixel_counts: dict[str, int] | None = None
+    color: Color = "rgb"
+
+    def __repr__(self) -> str:
+        height, width = self.class_map.shape
+        return f"<Segmentation {height}x{width}, {len(self.classes)} classes, {self.times.total_ns / 1e6:.1f} ms>"
 
     def overlay(self, frame: Image, alpha: float = 0.5) -> Image:
-        """The frame (uint8 (H, W, 3), same channel order as it came) with the classes' colours laid over it.
+        """The frame (uint8 (H, W, 3), in the channel order it was segmented in) with the classes' colours laid over it.
 
-        `alpha` is the colours' share; 255 stays as the frame is. Colours are RGB: hand in an RGB frame.
+        `alpha` is the colours' share; 255 stays as the frame is.
         Raises InputError where the frame is no frame, or its size is not the mask's.
         """
         check_frame(frame)
@@ -54,7 +60,7 @@ class Segmentation:
             raise InputError(f"alpha is {alpha}: give the colours' share, 0 to 1")
         lut = np.zeros((256, 1, 3), np.uint8)
         for index, info in enumerate(self.classes):
-            lut[index] = info.color
+            lut[index] = info.color if self.color == "rgb" else info.color[::-1]
         colors = cv2.applyColorMap(self.class_map, lut)
         mixed = cv2.addWeighted(frame, 1 - alpha, colors, alpha, 0)
         unlabelled = self.class_map == IGNORE

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,13 +15,11 @@ from edgeseg.backends.base import Session, SessionInfo
 from edgeseg.decode import Decoded, Grid, Wants, decode, usable_cpus
 from edgeseg.errors import BackendError, InputError
 from edgeseg.labels import Labels
-from edgeseg.manifest import Manifest, Variant
+from edgeseg.manifest import ClassInfo, Manifest, Variant
+from edgeseg.pipeline import pipelined
 from edgeseg.preprocess import Preprocessor, check_frame
 from edgeseg.result import Segmentation
-from edgeseg.types import Color, Image, Logits, StageTimes
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+from edgeseg.types import Color, Image, Logits, Size, StageTimes
 
 _REMEMBERED = 512
 _THREADED_PIXELS = 4_000_000
@@ -52,6 +49,7 @@ class Segmenter:
         self._session: Session | None = session
         self._manifest = manifest
         self._labels = labels
+        self._probabilities = manifest.values == "probabilities"
         self._local = threading.local()
         self._network = threading.Lock()
         self._history: deque[StageTimes] = deque(maxlen=_REMEMBERED)
@@ -76,58 +74,60 @@ class Segmenter:
         sigmoid becomes foreground. Raises InputError for a frame or option that cannot be used, BackendError where
         the runtime fails.
         """
-        wants = Wants(confidence, counts, unknown_below, threshold, self._labels.lut)
-        begin = time.perf_counter_ns()
-        check_frame(frame, color)
-        preprocessor = self._preprocessor()
-        batch = preprocessor.prepare(frame, color)
-        prepared = time.perf_counter_ns()
-        with self._network:
-            network_begin = time.perf_counter_ns()
-            logits = self._open_session().run(batch)
-            network_ns = time.perf_counter_ns() - network_begin
-        inferred = time.perf_counter_ns()
-        decoded = self._decode(logits[0], frame, preprocessor, wants)
-        end = time.perf_counter_ns()
-        return self._result(decoded, StageTimes(prepared - begin, network_ns, end - inferred, end - begin))
+        return self._segment(frame, color, self._wants(confidence, counts, unknown_below, threshold))
 
     def map(
-        self, frames: Iterable[Image], *, color: Color = "rgb", counts: bool = False, ahead: int | None = None
+        self,
+        frames: Iterable[Image],
+        *,
+        color: Color = "rgb",
+        confidence: bool = False,
+        counts: bool = False,
+        unknown_below: float | None = None,
+        threshold: float = 0.5,
+        ahead: int | None = None,
     ) -> Iterator[Segmentation]:
-        """Segment frames in order, working on the next ones while the caller uses a result.
+        """Segment frames in order, each result given out as soon as it is done; options as for one frame.
 
-        At most `ahead` frames are taken beyond the one being given out. None: 2 where the network runs on another
-        device, so that preprocess and decode overlap it; 1 on the CPU, where two frames at once contend for the same
-        cores. An error in a frame is raised in its turn.
+        `frames` is read in a thread of its own, at most `ahead` frames beyond the result being given out. None: 2 where
+        the network runs on another device, so that preprocess and decode overlap it; 1 on the CPU, where two frames at
+        once contend for the same cores. An error, in a frame or in reading `frames`, is raised in its turn.
         """
         if ahead is None:
             ahead = 1 if self.info.device == "cpu" else 2
-        if ahead < 1:
-            raise InputError(f"ahead is {ahead}: give 1 or more")
-        from concurrent.futures import ThreadPoolExecutor  # 7 ms of import that single frames do without
+        if not isinstance(ahead, int) or ahead < 1:
+            raise InputError(f"ahead is {ahead!r}: give a whole number, 1 or more")
 
-        waiting: deque[Future[Segmentation]] = deque()
-        with ThreadPoolExecutor(ahead, "edgeseg-map") as pool:
-            try:
-                for frame in frames:
-                    waiting.append(pool.submit(self, frame, color=color, counts=counts))
-                    if len(waiting) > ahead:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        def segment(frame: Image) -> Segmentation:
+            return self(
+                frame,
+                color=color,
+                confidence=confidence,
+                counts=counts,
+                unknown_below=unknown_below,
+                threshold=threshold,
+            )
 
-    def batch(self, frames: Sequence[Image], *, color: Color = "rgb", counts: bool = False) -> list[Segmentation]:
+        return pipelined(segment, frames, ahead)
+
+    def batch(
+        self,
+        frames: Sequence[Image],
+        *,
+        color: Color = "rgb",
+        confidence: bool = False,
+        counts: bool = False,
+        unknown_below: float | None = None,
+        threshold: float = 0.5,
+    ) -> list[Segmentation]:
         """Segment several frames (sizes may differ), in one run where the graph takes any batch size.
 
-        A graph made for batch 1, which is the default, runs once per frame, as `map` does. In one run, every
-        result's network time is the run's, and its total the whole batch's.
+        A graph made for batch 1, which is the default, runs once per frame. In one run, every result's network time is
+        the run's, and its total the whole batch's.
         """
+        wants = self._wants(confidence, counts, unknown_below, threshold)
         if self.variant.batch is not None or not frames:
-            return list(self.map(frames, color=color, counts=counts))
-        wants = Wants(counts=counts, labels=self._labels.lut)
+            return [self._segment(frame, color, wants) for frame in frames]
         begin = time.perf_counter_ns()
         preprocessor = self._preprocessor()
         prepared = [preprocessor.prepare(frame, color).copy() for frame in frames]
@@ -142,7 +142,26 @@ class Segmenter:
         times = StageTimes(
             (network_begin - begin) // each, network_end - network_begin, (end - network_end) // each, end - begin
         )
-        return [self._result(one, times) for one in decoded]
+        return [self._result(one, times, color) for one in decoded]
+
+    def __repr__(self) -> str:
+        height, width = self.input_size
+        return f"<Segmenter {self._manifest.name}: {self.choice}, {height}x{width}, {len(self.classes)} classes>"
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """What the class map's indices stand for, after `classes=` of `load`."""
+        return self._labels.classes
+
+    @property
+    def input_size(self) -> Size:
+        """The network's input (height, width); frames of any size are resized to it."""
+        return self._manifest.preprocess.input_size
+
+    @property
+    def output_stride(self) -> int:
+        """The output stride that runs."""
+        return self.variant.output_stride
 
     @property
     def timings(self) -> Timings:
@@ -167,6 +186,25 @@ class Segmenter:
     ) -> None:
         self.close()
 
+    def _wants(self, confidence: bool, counts: bool, unknown_below: float | None, threshold: float) -> Wants:
+        return Wants(confidence, counts, unknown_below, threshold, self._labels.lut, self._probabilities)
+
+    def _segment(self, frame: Image, color: Color, wants: Wants) -> Segmentation:
+        begin = time.perf_counter_ns()
+        check_frame(frame, color)
+        preprocessor = self._preprocessor()
+        batch = preprocessor.prepare(frame, color)
+        prepared = time.perf_counter_ns()
+        with self._network:
+            network_begin = time.perf_counter_ns()
+            logits = self._open_session().run(batch)
+            network_ns = time.perf_counter_ns() - network_begin
+        inferred = time.perf_counter_ns()
+        decoded = self._decode(logits[0], frame, preprocessor, wants)
+        end = time.perf_counter_ns()
+        times = StageTimes(prepared - begin, network_ns, end - inferred, end - begin)
+        return self._result(decoded, times, color)
+
     def _open_session(self) -> Session:
         if self._session is None:
             raise BackendError("this Segmenter is closed: load it again")
@@ -186,7 +224,7 @@ class Segmenter:
         threads = _DECODE_THREADS if costly or size[0] * size[1] >= _THREADED_PIXELS else 1
         return decode(logits, size, grid=grid, wants=wants, threads=threads)
 
-    def _result(self, decoded: Decoded, times: StageTimes) -> Segmentation:
+    def _result(self, decoded: Decoded, times: StageTimes, color: Color) -> Segmentation:
         self._history.append(times)
         counts = None if decoded.counts is None else self._labels.named(decoded.counts)
-        return Segmentation(decoded.class_map, self._labels.classes, times, decoded.confidence, counts)
+        return Segmentation(decoded.class_map, self._labels.classes, times, decoded.confidence, counts, color)

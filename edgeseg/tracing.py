@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import onnx
 import torch
 from torch import Tensor, nn
 
 from edgeseg.errors import ExportError
+from edgeseg.surgery.folding import strip
 from edgeseg.types import Preprocess, Size
 
 OPSET = 18
@@ -42,12 +44,15 @@ class PixelNetwork(nn.Module):
         return logits
 
 
-def trace(network: nn.Module, input_size: Size, name: str) -> onnx.ModelProto:
-    """Turn a PixelNetwork in eval mode into ONNX with input `pixels` and output `logits`, batch 1, weights inside.
+def trace(network: nn.Module, input_size: Size, name: str, *, dynamic_batch: bool = False) -> onnx.ModelProto:
+    """Turn a PixelNetwork in eval mode into ONNX with input `pixels` and output `logits`, weights inside.
 
-    Batch norms come out folded into their convolutions. Raises ExportError where torch.export cannot follow.
+    The batch size is 1, or any with `dynamic_batch`. Batch norms come out folded into their convolutions. Raises
+    ExportError where torch.export cannot follow.
     """
-    pixels = torch.zeros((1, *input_size, 3), dtype=torch.uint8)
+    # A dimension of size 1 would be taken for a constant.
+    pixels = torch.zeros((2 if dynamic_batch else 1, *input_size, 3), dtype=torch.uint8)
+    shapes = {"pixels": {0: torch.export.Dim("batch", min=1)}} if dynamic_batch else None
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -57,16 +62,23 @@ def trace(network: nn.Module, input_size: Size, name: str) -> onnx.ModelProto:
                 opset_version=OPSET,
                 input_names=["pixels"],
                 output_names=["logits"],
+                dynamic_shapes=shapes,
                 verbose=False,
             )
     except Exception as error:  # torch.export raises from every one of its layers
-        raise ExportError(f"torch.export cannot trace {type(network).__name__}: {_cause(error)}") from error
+        raise ExportError(f"torch.export cannot trace {_own_name(network)}: {_cause(error)}") from error
     if program is None:
         raise ExportError("torch.onnx.export returned nothing: report this with the model")
-    proto = program.model_proto
+    proto = strip(program.model_proto)  # its stack traces and paths would also make every export differ
     proto.graph.name = name
-    _strip(proto)
     return proto
+
+
+def _own_name(network: nn.Module) -> str:
+    """The class the user wrote, inside our wrappers."""
+    while type(network).__module__.startswith("edgeseg.") and isinstance(getattr(network, "network", None), nn.Module):
+        network = network.network  # type: ignore[assignment]
+    return type(network).__name__
 
 
 class SharedWeights:
@@ -98,31 +110,20 @@ class SharedWeights:
         return bytes(self._data)
 
 
-def _strip(proto: onnx.ModelProto) -> None:
-    """Drop stack traces and paths of this machine, which would also make every export differ."""
-    proto.ClearField("metadata_props")
-    proto.graph.ClearField("metadata_props")
-    proto.graph.ClearField("doc_string")
-    for item in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        item.ClearField("metadata_props")
-        item.ClearField("doc_string")
-    for tensor in proto.graph.initializer:
-        tensor.ClearField("metadata_props")
-        tensor.ClearField("doc_string")
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter tells of missing torchvision and its own deprecations; none of it is the user's business."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """torch's exporter tells of missing torchvision, its own deprecations, and whole graphs where it fails."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _cause(error: BaseException) -> str:

@@ -170,14 +170,14 @@ class Drifting(Small):
         return y + 0.01 if torch.compiler.is_exporting() else y
 
 
+class Broken(Small):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * float("nan")
+
+
 class Shuffling(Small):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) if x.mean() > 0 else super().forward(-x)
-
-
-class Dictionary(Small):
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        return {"scores": super().forward(x)}
 
 
 def test_a_graph_that_strays_from_torch_is_not_written(tmp_path: Path) -> None:
@@ -189,9 +189,10 @@ def test_a_graph_that_strays_from_torch_is_not_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "changes", "kind", "told"),
     [
-        (Shuffling(), {}, ExportError, "torch.export cannot trace"),
-        (Dictionary(), {}, ExportError, "returns dict"),
-        (Small(), {"output_strides": (8,)}, ExportError, "8x12 logits for a 32x48 input, which is not output stride 8"),
+        (Shuffling(), {}, ExportError, "torch.export cannot trace Shuffling"),
+        (Broken(), {}, ExportError, "NaN or infinity on a golden frame: check the weights"),
+        (Small(), {"mean": (128, 128, 128)}, InputError, "divide by 255"),
+        (Small(), {"output_strides": (8,)}, InputError, "output stride"),
         (Small(), {"classes": ["a", "b"]}, InputError, "2 class names for 4 channels"),
         (Small(), {"classes": ["a", "a", "b", "c"]}, InputError, "must be different"),
         (Small(), {"classes": ["a", "", "b", "c"]}, InputError, "not empty"),

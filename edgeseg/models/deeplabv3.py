@@ -1,105 +1,129 @@
-"""DeepLabV3: a dilated backbone, atrous spatial pyramid pooling, a 1x1 classifier.
+"""DeepLabV3 and DeepLabV3+: a dilated backbone, atrous spatial pyramid pooling, a decoder if wanted, a 1x1 classifier.
 
 Chen, Papandreou, Schroff, Adam, "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017, section 3.3
-and Figure 5. The network ends at low-resolution logits: upsampling to the frame is `edgeseg.decode`'s exact work.
+and Figure 5; Chen, Zhu, Papandreou, Schroff, Adam, "Encoder-Decoder with Atrous Separable Convolution for Semantic
+Image Segmentation", ECCV 2018, section 3.1 and Figure 2. The network ends at low-resolution logits: upsampling to the
+frame is `edgeseg.decode`'s exact work.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from edgeseg.errors import InputError
+from edgeseg.models.aspp import ASPP, FILTERS, AtrousNetwork, check_classes
+from edgeseg.models.layers import Activation, Backbone, conv_norm_act, relu, relu6, separable_conv
 from edgeseg.models.mobilenet import MobileNetV2
+from edgeseg.models.mobilenet_v3 import MobileNetV3Large
+from edgeseg.models.resnet import ResNet
 
-_RATES = (6, 12, 18)
-"""ASPP's atrous rates at output stride 16 (section 3.3); doubled at 8, halved at 32."""
-_FILTERS = 256
-_BACKBONES = {"mobilenet_v2": MobileNetV2}
-
-
-def _branch(inputs: int, kernel: int) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, _FILTERS, kernel, padding="same" if kernel == 1 else 1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(_FILTERS), nn.ReLU6(inplace=True))
-
-
-class GlobalPool(nn.Module):
-    """(N, C, H, W) to (N, C, 1, 1), as one mean: AdaptiveAvgPool2d exports as three nodes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3), keepdim=True)
+_LOW_FILTERS = 48
+_RESNETS = {"resnet50": 50, "resnet101": 101}
+_BACKBONES: dict[str, Callable[[], Backbone]] = {
+    "mobilenet_v2": MobileNetV2,
+    "mobilenet_v3_large": MobileNetV3Large,
+    **{name: partial(ResNet, depth) for name, depth in _RESNETS.items()},
+}
 
 
-class ASPP(nn.Module):
-    """Five branches over one feature map, concatenated and projected: (N, inputs, h, w) to (N, 256, h, w).
+class PlusDecoder(nn.Module):
+    """DeepLabV3+'s decoder: ASPP's output joined by the stride-4 features, two 3x3 convolutions, (N, 256, h/4, w/4)."""
 
-    1x1 convolution; three 3x3 atrous convolutions; global average pooling with a 1x1 convolution. The pooled branch's
-    bilinear upsampling from 1x1 is the same value everywhere, so it is an expand.
-    """
-
-    def __init__(self, inputs: int) -> None:
+    def __init__(self, low_channels: int, *, activation: Activation, separable: bool) -> None:
         super().__init__()
-        pooled = nn.Sequential(
-            GlobalPool(),
-            nn.Conv2d(inputs, _FILTERS, 1, bias=False),
-            nn.BatchNorm2d(_FILTERS),
-            nn.ReLU6(inplace=True),
-        )
-        self.convs = nn.ModuleList([_branch(inputs, 1), *(_branch(inputs, 3) for _ in _RATES), pooled])
-        self.project = nn.Sequential(
-            nn.Conv2d(5 * _FILTERS, _FILTERS, 1, bias=False),
-            nn.BatchNorm2d(_FILTERS),
-            nn.ReLU6(inplace=True),
-            nn.Dropout(0.1),
+        conv = separable_conv if separable else partial(conv_norm_act, kernel=3)
+        self.low = conv_norm_act(low_channels, _LOW_FILTERS, 1, activation)
+        self.refine = nn.Sequential(
+            conv(FILTERS + _LOW_FILTERS, FILTERS, activation=activation), conv(FILTERS, FILTERS, activation=activation)
         )
 
-    def set_rates(self, rates: tuple[int, int, int]) -> None:
-        for branch, rate in zip(list(self.convs)[1:4], rates, strict=True):
-            branch[0].dilation = branch[0].padding = (rate, rate)  # type: ignore[index]
-
-    def forward(self, x: Tensor) -> Tensor:
-        branches = [conv(x) for conv in self.convs]
-        branches[-1] = branches[-1].expand(-1, -1, x.shape[2], x.shape[3])
-        y: Tensor = self.project(torch.cat(branches, dim=1))
+    def forward(self, low: Tensor, features: Tensor) -> Tensor:
+        low = self.low(low)
+        features = nn.functional.interpolate(features, low.shape[2:], mode="bilinear", align_corners=False)
+        y: Tensor = self.refine(torch.cat([features, low], dim=1))
         return y
 
 
-class DeepLabV3(nn.Module):
-    """Normalised images (N, 3, H, W) to logits (N, num_classes, ceil(H/s), ceil(W/s)), s = `output_stride`."""
+class DeepLabV3(AtrousNetwork):
+    """Normalised images (N, 3, H, W) to logits (N, num_classes, ceil(H/s), ceil(W/s)), s = `logits_stride`.
 
-    def __init__(self, backbone: MobileNetV2, num_classes: int) -> None:
+    `logits_stride` is the backbone's `output_stride`, except with a decoder: there it is 4 whatever the knob says.
+    """
+
+    trained_output_stride, trained_rates = 16, (6, 12, 18)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        decoder: Literal["none", "plus"] = "none",
+        separable: bool = False,
+        activation: Activation = relu,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.aspp = ASPP(backbone.channels)
-        self.classifier = nn.Conv2d(_FILTERS, num_classes, 1)
-        self.output_stride = 0
+        self.aspp = ASPP(backbone.channels, activation=activation, separable=separable)
+        self.decoder: PlusDecoder | None = None
+        if decoder == "plus":
+            self.decoder = PlusDecoder(backbone.low_channels, activation=activation, separable=separable)
+        self.classifier = nn.Conv2d(FILTERS, num_classes, 1)
+        self.set_output_stride(16)
 
-    def set_output_stride(self, output_stride: int) -> None:
-        """Run at this output stride from now on: backbone dilation and ASPP rates follow, weights stay.
+    @property
+    def logits_stride(self) -> int:
+        return self.output_stride if self.decoder is None else 4
 
-        Raises InputError for a stride other than 8, 16 or 32 (the strides at which the rates stay whole).
-        """
-        if output_stride not in (8, 16, 32):
-            raise InputError(f"output stride {output_stride} is not possible here: choose 8, 16 or 32")
-        self.backbone.set_output_stride(output_stride)
-        rates = tuple(rate * 16 // output_stride for rate in _RATES)
-        self.aspp.set_rates(rates)  # type: ignore[arg-type]
-        self.output_stride = output_stride
+    def pyramid(self) -> ASPP:
+        return self.aspp
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.aspp(self.backbone(x)))
+        low, features = self.backbone.stages(x)
+        y = self.aspp(features)
+        if self.decoder is not None:
+            y = self.decoder(low, y)
+        logits: Tensor = self.classifier(y)
         return logits
 
 
-def deeplabv3(backbone: str, *, num_classes: int, output_stride: int = 16) -> DeepLabV3:
+def deeplabv3(
+    backbone: str,
+    *,
+    num_classes: int,
+    output_stride: int = 16,
+    multi_grid: tuple[int, int, int] | None = None,
+    decoder: Literal["none", "plus"] = "none",
+    separable: bool = False,
+) -> DeepLabV3:
     """Build DeepLabV3 with random weights; one checkpoint serves output strides 8, 16 and 32.
 
-    `backbone` is "mobilenet_v2". Raises InputError for an unknown backbone, stride or class count.
+    `backbone` is "mobilenet_v2", "mobilenet_v3_large", "resnet50" or "resnet101". `multi_grid`, for ResNets, gives the
+    unit rates of the last stage's three blocks, (1, 2, 4) in the paper. `decoder="plus"` makes it DeepLabV3+, whose
+    logits have stride 4. `separable` makes the 3x3 convolutions of ASPP and decoder depthwise separable.
+
+    Raises InputError for an unknown backbone, stride, decoder or class count, or a multi-grid that cannot be.
     """
     if backbone not in _BACKBONES:
         raise InputError(f"unknown backbone {backbone!r}: choose one of {', '.join(_BACKBONES)}")
-    if not 1 <= num_classes <= 255:
-        raise InputError(f"num_classes is {num_classes}: a class map holds 1 to 255 classes")
-    model = DeepLabV3(_BACKBONES[backbone](), num_classes)
+    check_classes(num_classes)
+    if decoder not in ("none", "plus"):
+        raise InputError(f"unknown decoder {decoder!r}: choose none or plus")
+    build = _BACKBONES[backbone]
+    if multi_grid is not None:
+        if backbone not in _RESNETS:
+            raise InputError(
+                f"multi_grid is for {' and '.join(_RESNETS)}, whose last stage is three 3x3 convolutions: {backbone} "
+                "has no such stage, leave it out"
+            )
+        if len(multi_grid) != 3 or not all(isinstance(rate, int) and rate >= 1 for rate in multi_grid):
+            raise InputError(f"multi_grid is {multi_grid}: give three rates of 1 or more, such as (1, 2, 4)")
+        build = partial(ResNet, _RESNETS[backbone], multi_grid)
+    activation = relu6 if backbone == "mobilenet_v2" else relu
+    model = DeepLabV3(build(), num_classes, decoder=decoder, separable=separable, activation=activation)
     model.set_output_stride(output_stride)
     return model

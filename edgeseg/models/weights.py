@@ -12,6 +12,9 @@ from edgeseg.errors import InputError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts commonly nest the weights."""
+_AUXILIARY = "aux_classifier."
+_PARALLEL = "module."
+"""What DataParallel and DistributedDataParallel put before every name."""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -26,24 +29,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors and torch raise a dozen types for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot read weights from {path}: {reason}") from error
+    except Exception as error:  # safetensors and torch raise a dozen types, with advice that must not be followed
+        raise InputError(
+            f"cannot read weights from {path}: it is damaged, no checkpoint, or holds pickled objects, which are never "
+            f"loaded; save model.state_dict(), best as .safetensors"
+        ) from error
     for key in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} does not hold a state dict (name -> tensor): save model.state_dict()")
+    if state and all(name.startswith(_PARALLEL) for name in state):
+        state = {name.removeprefix(_PARALLEL): value for name, value in state.items()}
     return state
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint into `model`, every name and shape fitting.
+    """Load a checkpoint into `model`, every name and shape fitting; an auxiliary head it lacks is skipped.
 
     Raises InputError naming the first names and shapes that do not fit.
     """
-    state = read_weights(path)
     own = model.state_dict()
+    # torchvision's auxiliary head serves training only.
+    state = {
+        name: value for name, value in read_weights(path).items() if name in own or not name.startswith(_AUXILIARY)
+    }
     # num_batches_tracked is bookkeeping of training; files may leave it out or bring it.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]

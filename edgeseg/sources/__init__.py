@@ -1,0 +1,1 @@
+"""Where networks come from: torch modules and ONNX files, each the judge of its own export."""
