@@ -5,44 +5,24 @@
         result = segmenter(frame)              # numpy uint8 (H, W, 3), RGB
         result.class_map                       # numpy uint8 (H, W), the exact mask at the frame's own size
 
-Importing this loads numpy, cv2 and nothing heavier: a runtime is imported by `load`, torch and onnx by `export`.
+Names are imported when they are first used: numpy and cv2 with the first of them, a runtime by `load`, torch and onnx
+by `export`.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-try:
-    import cv2  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        'edgeseg needs OpenCV, which comes with a runtime: pip install "edgeseg[openvino]" or "edgeseg[ort]", or by '
-        "itself: pip install opencv-python-headless (on a Jetson use JetPack's own)",
-        name="cv2",
-    ) from error
-
-from edgeseg.bundle import Bundle
-from edgeseg.errors import EdgesegError
-from edgeseg.loading import EMBEDDED, load
-from edgeseg.manifest import ClassInfo
-from edgeseg.result import Polygon, Segmentation
-from edgeseg.segmenter import Segmenter
-from edgeseg.sources.base import OnnxReading
-
 if TYPE_CHECKING:
+    from edgeseg.bundle import Bundle
+    from edgeseg.errors import EdgesegError
     from edgeseg.exporter import export
-else:
-
-    def export(*args: Any, **settings: Any) -> Bundle:
-        """Export a network as a bundle: `edgeseg.exporter.export`, imported when it is called."""
-        try:
-            from edgeseg.exporter import export as run
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] not in ("onnx", "onnxruntime"):
-                raise
-            raise EdgesegError(f'export needs the package {error.name}: pip install "edgeseg[export]"') from error
-        return run(*args, **settings)
-
+    from edgeseg.loading import EMBEDDED, load
+    from edgeseg.manifest import ClassInfo
+    from edgeseg.result import Polygon, Segmentation
+    from edgeseg.segmenter import Segmenter
+    from edgeseg.sources.base import OnnxReading
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,3 +37,49 @@ __all__ = [
     "export",
     "load",
 ]
+
+_HOMES = {
+    "EMBEDDED": "edgeseg.loading",
+    "Bundle": "edgeseg.bundle",
+    "ClassInfo": "edgeseg.manifest",
+    "EdgesegError": "edgeseg.errors",
+    "OnnxReading": "edgeseg.sources.base",
+    "Polygon": "edgeseg.result",
+    "Segmentation": "edgeseg.result",
+    "Segmenter": "edgeseg.segmenter",
+    "load": "edgeseg.loading",
+}
+
+
+def _export(*arguments: Any, **settings: Any) -> Any:
+    """Export a network as a bundle: `edgeseg.exporter.export`, imported when it is called."""
+    from edgeseg.errors import EdgesegError
+
+    try:
+        from edgeseg.exporter import export
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in ("onnx", "onnxruntime"):
+            raise
+        raise EdgesegError(f'export needs the package {error.name}: pip install "edgeseg[export]"') from error
+    return export(*arguments, **settings)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "export":
+        return _export
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgeseg' has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":
+            raise
+        raise ModuleNotFoundError(
+            'edgeseg needs OpenCV, which comes with a runtime: pip install "edgeseg[openvino]" or "edgeseg[ort]", or '
+            "by itself: pip install opencv-python-headless (on a Jetson use JetPack's own)",
+            name="cv2",
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

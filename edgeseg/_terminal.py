@@ -49,10 +49,18 @@ class NumbersType(click.ParamType):  # type: ignore[type-arg]
 
 
 @contextmanager
-def progress(items: Sequence[T], label: str = "") -> Generator[Sequence[T], None, None]:
+def progress(items: Sequence[T], label: str = "", *, hidden: bool = False) -> Generator[Sequence[T], None, None]:
     """Iterate over `items` with a bar on stderr; without one where stderr is no terminal or there is only one item."""
-    if len(items) < 2 or not sys.stderr.isatty():
+    if hidden or len(items) < 2 or not sys.stderr.isatty():
         yield items
         return
     with click.progressbar(items, label=label, file=sys.stderr) as bar:
         yield bar  # type: ignore[misc]
+
+
+def swatch(color: str | None) -> str:
+    """Two blanks on the colour "#rrggbb"; `click.echo` takes the colour away where the output is no terminal."""
+    if color is None:
+        return "  "
+    red, green, blue = bytes.fromhex(color[1:])
+    return click.style("  ", bg=(red, green, blue))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -15,21 +16,26 @@ from edgeseg.errors import EdgesegError, ExportError, InputError
 def make(target: str, settings: Sequence[str] = (), num_classes: int | None = None) -> Any:
     """Import the factory, modules in the current folder included, call it with the settings, return its module.
 
-    Values are JSON where they parse as JSON, else text. `num_classes` is filled in where the factory takes it and no
-    setting did. Raises InputError where there is no such factory, ExportError where calling it fails.
+    Values are JSON where they parse as JSON, Python literals where they parse as those (False, None, 'x'), else text.
+    `num_classes` is filled in where the factory takes it and no setting did. Raises InputError where there is no such
+    factory or it returns something else than a torch module, ExportError where calling it fails.
     """
     factory = _find(*split(target))
     arguments = dict(_setting(text) for text in settings)
     if num_classes is not None and _takes(factory, "num_classes"):
         arguments.setdefault("num_classes", num_classes)
     try:
-        return factory(**arguments)
+        model = factory(**arguments)
     except EdgesegError:
         raise
     except TypeError as error:
         raise ExportError(f"cannot call {target}: {error}; give its arguments with --set NAME=VALUE") from error
     except Exception as error:  # somebody else's code, which may raise anything
         raise ExportError(f"{target} failed with {type(error).__name__}: {error}") from error
+    torch = sys.modules.get("torch")  # where nobody has imported it, nobody has made a module either
+    if torch is None or not isinstance(model, torch.nn.Module):
+        raise InputError(f"{target} returns {type(model).__name__}: a torch.nn.Module is needed")
+    return model
 
 
 def split(target: str) -> tuple[str, str]:
@@ -67,7 +73,9 @@ def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise InputError(f"--set {text!r} is not NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return name, parse(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested beyond measure
+            continue
+    return name, value

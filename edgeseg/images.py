@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -17,14 +20,18 @@ from edgeseg.types import IGNORE, ClassMap, Image
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 """What `segment` takes from a folder."""
 _WRITABLE = SUFFIXES - {".pgm"}  # grey only
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MOST_PIXELS = 1 << 30  # OpenCV's own limits, libpng's for the side
+_MOST_SIDE = 1_000_000
 
 
 def read(path: str | Path) -> Image:
     """Read an image file as uint8 (H, W, 3) RGB.
 
     EXIF orientation is applied (a WebP's by OpenCV 5 only), grey becomes three equal channels, alpha is dropped (a
-    TIFF's is multiplied in), full-range 16-bit is scaled to 8. Raises ImageError for a missing, damaged or cut-off
-    file, float pixels, or 16-bit pixels of at most 12 bits (a 10- or 12-bit sensor's, which would come out black).
+    TIFF's is multiplied in), full-range 16-bit is scaled to 8. Raises ImageError for a missing, damaged, cut-off or
+    too large file, float pixels, or 16-bit pixels of at most 12 bits (a 10- or 12-bit sensor's, which would come out
+    black; one that is all 0 is black).
     """
     path = Path(path)
     try:
@@ -33,15 +40,20 @@ def read(path: str | Path) -> Image:
         raise ImageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if content.startswith(b"\xff\xd8\xff") and not _jpeg_ends(content):
         raise ImageError(f"{path} is cut off, its JPEG data has no end: copy it again")
+    if content.startswith(_PNG):
+        _check_png(path, content)
     data = np.frombuffer(content, np.uint8)
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
+        with _quiet_opencv():
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
     except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in error.err:
+            raise ImageError(f"{path} is too large: at most {_MOST_PIXELS} pixels, {_MOST_SIDE} on a side") from error
         raise ImageError(f"cannot read {path}: {error.err}") from error
     if image is None:
         raise ImageError(f"{path} is not an image OpenCV can read: give a JPEG, PNG, BMP, TIFF or WebP")
     if image.dtype == np.uint16:
-        if image.max() < 1 << 12:
+        if 0 < image.max() < 1 << 12:
             raise ImageError(f"{path} uses only {int(image.max()).bit_length()} of 16 bits: scale it to 8 bits first")
         image = np.right_shift(image, 8).astype(np.uint8)
     if image.dtype != np.uint8:
@@ -56,7 +68,8 @@ def write(path: str | Path, image: Image) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ImageError(f"cannot write {path}: it is {image.dtype} {image.shape}, give uint8 (height, width, 3)")
     try:
-        good, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        with _quiet_opencv():
+            good, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     except cv2.error:
         good = False
     if not good:
@@ -89,7 +102,7 @@ def write_class_map(path: str | Path, class_map: ClassMap, palette: tuple[Rgb, .
     rows = np.zeros((height, width + 1), np.uint8)  # each row begins with its filter type, 0: none
     rows[:, 1:] = class_map
     parts = [
-        b"\x89PNG\r\n\x1a\n",
+        _PNG,
         _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
         _chunk(b"PLTE", bytes(colors)),
         _chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)),
@@ -106,6 +119,52 @@ def _jpeg_ends(content: bytes) -> bool:
         fill = content[at + 1 : at + 2] == b"\xff"
         at += 1 if fill else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
     return content.find(b"\xff\xd9", at) >= 0
+
+
+def _check_png(path: Path, content: bytes) -> None:
+    """Refuse what libpng would, which writes its own lines to stderr where nothing can catch them."""
+    view, at, kind = memoryview(content), len(_PNG), b""
+    if len(content) > 16 and content[12:16] != b"IHDR":
+        raise ImageError(f"{path} is damaged, its PNG data has no header: copy it again")
+    while kind != b"IEND":
+        length, kind = int.from_bytes(view[at : at + 4], "big"), bytes(view[at + 4 : at + 8])
+        end = at + 12 + length
+        if end > len(content):
+            raise ImageError(f"{path} is cut off, its PNG data has no end: copy it again")
+        critical = not kind[0] & 0x20  # a capital; the others may be passed over
+        if critical and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            raise ImageError(f"{path} is damaged, its {kind.decode('latin-1')} checksum is wrong: copy it again")
+        at = end
+    width, height = struct.unpack(">II", content[16:24])
+    if width * height > _MOST_PIXELS or max(width, height) > _MOST_SIDE:
+        raise ImageError(
+            f"{path} is too large: {width}x{height} (width x height), at most {_MOST_PIXELS} pixels, "
+            f"{_MOST_SIDE} on a side"
+        )
+
+
+class _Quiet:
+    lock, users, level = threading.Lock(), 0, 0
+
+
+@contextlib.contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Keep OpenCV's log lines off stderr, the error raised says it; users are counted: the level is one for all."""
+    logging = getattr(cv2.utils, "logging", None)  # OpenCV 4.5 has none
+    if logging is None:
+        yield
+        return
+    with _Quiet.lock:
+        _Quiet.users += 1
+        if _Quiet.users == 1:
+            _Quiet.level = logging.setLogLevel(0)
+    try:
+        yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.users -= 1
+            if _Quiet.users == 0:
+                logging.setLogLevel(_Quiet.level)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

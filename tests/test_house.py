@@ -31,6 +31,21 @@ def test_importing_edgeseg_loads_nothing_heavy() -> None:
     assert not HEAVY & set(out.split())
 
 
+def test_without_opencv_the_command_line_says_so() -> None:
+    for arguments in (["doctor"], ["segment"], ["--version"]):
+        code = f"import sys; sys.modules['cv2'] = None; from edgeseg.cli import main; sys.exit(main({arguments}))"
+        done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+        if arguments == ["--version"]:
+            assert done.returncode == 0
+        else:
+            assert done.returncode == 1
+            assert done.stderr.startswith("edgeseg: OpenCV (cv2) is missing: pip install")
+            assert done.stderr.count("\n") == 1
+    code = "import sys; sys.modules['cv2'] = None; import edgeseg; edgeseg.load"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("ModuleNotFoundError: edgeseg needs OpenCV")
+
+
 def test_every_subpackage_is_listed_for_the_wheel() -> None:
     """A package that pyproject forgets vanishes from the wheel without a word."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +103,18 @@ def test_full_range_16_bit_is_scaled(tmp_path: Path, suffix: str, channels: int)
     np.testing.assert_array_equal(images.read(path), expected // 256)
 
 
-@pytest.mark.parametrize(("largest", "bits"), [(1023, 10), (4095, 12), (255, 8), (0, 0)])
+@pytest.mark.parametrize(("largest", "bits"), [(1023, 10), (4095, 12), (255, 8), (1, 1)])
 def test_16_bit_files_of_fewer_bits_are_refused(tmp_path: Path, largest: int, bits: int) -> None:
     path = tmp_path / "sensor.png"
     cv2.imwrite(str(path), np.linspace(0, largest, 35).astype(np.uint16).reshape(5, 7))
     assert f"only {bits} of 16 bits" in refusal(path)
     cv2.imwrite(str(path), np.full((5, 7), 4096, np.uint16))
     assert (images.read(path) == 16).all()
+
+
+def test_a_black_16_bit_file_is_black(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((5, 7), np.uint16))
+    assert not images.read(tmp_path / "black.png").any()
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int16])
@@ -176,6 +184,60 @@ def test_a_png_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "flipped.png"
     path.write_bytes(data)
     refusal(path)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bomb(form: str, width: int, height: int) -> bytes:
+    """A few bytes that promise a huge picture."""
+    if form == "ppm":
+        return b"P6\n%d %d\n255\n" % (width, height) + bytes(99)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+def test_a_bomb_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "bomb"
+    for width, height in ((100_000, 100_000), (1_000_001, 2)):
+        path.write_bytes(bomb("png", width, height))
+        assert f"is too large: {width}x{height} (width x height), at most" in refusal(path)
+    path.write_bytes(bomb("ppm", 100_000, 100_000))
+    assert "is too large: at most" in refusal(path)
+
+
+def test_refusals_are_all_that_stderr_sees(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """OpenCV's log and libpng's own lines go past Python, straight to the file descriptor."""
+    png, tiff = encoded("PNG", BIG), encoded("TIFF", BIG)
+    flipped = bytearray(png)
+    flipped[len(png) // 2] ^= 4
+    contents = {
+        "cut.png": (png[: len(png) // 2], "is cut off"),
+        "end.png": (png[:-1], "is cut off"),
+        "flipped.png": (bytes(flipped), "is damaged, its IDAT checksum"),
+        "headless.png": (png[:8] + chunk(b"IEND", b""), "has no header"),
+        "cut.tiff": (tiff[: len(tiff) // 2], "is not an image"),
+        "bomb.png": (bomb("png", 100_000, 100_000), "is too large"),
+        "bomb.ppm": (bomb("ppm", 100_000, 100_000), "is too large"),
+    }
+    for name, (content, told) in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert told in refusal(tmp_path / name)
+    write_refusal(tmp_path / "x.webp", np.zeros((2, 17000, 3), np.uint8))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_opencv_is_as_talkative_afterwards_as_before(tmp_path: Path) -> None:
+    logging = cv2.utils.logging
+    images.write(tmp_path / "x.png", BIG)
+    before = logging.setLogLevel(4)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(images.read, [tmp_path / "x.png"] * 40))
+        assert logging.getLogLevel() == 4
+    finally:
+        logging.setLogLevel(before)
 
 
 def test_what_is_no_image_file(tmp_path: Path) -> None:

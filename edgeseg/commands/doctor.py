@@ -14,14 +14,10 @@ import edgeseg
 from edgeseg import decode, registry
 
 
-@click.command()
+@click.command(epilog="\b\nExample: edgeseg doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def command(as_json: bool) -> None:
-    """Show every backend and device: version, availability, or what to install; and the active decode path.
-
-    \b
-    Example: edgeseg doctor
-    """
+    """Show every backend and device: version, availability, or what to install; and the active decode path."""
     found = [registry.status(name) for name in registry.names()]
     path = decode.active_path()
     host = {

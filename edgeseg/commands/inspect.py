@@ -12,7 +12,7 @@ import click
 from edgeseg import factories, images
 from edgeseg._terminal import SizeType
 from edgeseg.bundle import Bundle
-from edgeseg.errors import BackendMissing, InputError
+from edgeseg.errors import InputError
 from edgeseg.geometry import Graph
 from edgeseg.inspection import graphs
 from edgeseg.inspection.report import LayerReport, Report
@@ -36,7 +36,11 @@ Example: edgeseg inspect edgeseg.models:deeplabv3 --set backbone=mobilenet_v2 --
 @click.option("--size", type=SizeType(), help="Input size, height first; the bundle's or file's own if left out.")
 @click.option("--output-stride", type=click.IntRange(1), help="One of the bundle's, or one that the module can take.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument for the factory; may be repeated."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Argument for the factory, JSON or Python literal; may be repeated.",
 )
 @click.option("--all", "rows", flag_value="all", help="List every convolution, not only the atrous and strided ones.")
 @click.option("--atrous-only", "rows", flag_value="atrous", help="List the atrous convolutions only.")
@@ -89,22 +93,12 @@ def _module_graph(what: str, size: Size | None, output_stride: int | None, setti
     if size is None:
         raise InputError(f"{what} has no input size of its own: give one, as --size 513x513")
     model = factories.make(what, settings, _CLASSES)
-    try:
-        import torch
+    from edgeseg.inspection.module_graphs import from_module
 
-        from edgeseg.inspection.module_graphs import from_module
-    except ModuleNotFoundError as error:
-        raise BackendMissing('inspecting a torch module needs torch: pip install "edgeseg[export]"') from error
-    if not isinstance(model, torch.nn.Module):
-        raise InputError(f"{what} returns {type(model).__name__}: a torch.nn.Module is needed")
     if output_stride is not None:
-        from edgeseg import models
+        from edgeseg.models import turn
 
-        knob = getattr(model, "set_output_stride", None)
-        if callable(knob):
-            knob(output_stride)
-        else:
-            models.set_output_stride(model, output_stride)
+        turn(model, output_stride)
     return from_module(model, input_size=size, source=what)
 
 

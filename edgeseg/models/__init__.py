@@ -2,7 +2,7 @@
 
 from edgeseg.models.deeplabv3 import DeepLabV3, deeplabv3
 from edgeseg.models.published import TorchvisionDeepLabV3, torchvision_deeplabv3
-from edgeseg.models.stride import StrideChange, set_output_stride
+from edgeseg.models.stride import StrideChange, set_output_stride, turn
 from edgeseg.models.unet import UNet, unet
 from edgeseg.models.weights import load_weights
 
@@ -15,5 +15,6 @@ __all__ = [
     "load_weights",
     "set_output_stride",
     "torchvision_deeplabv3",
+    "turn",
     "unet",
 ]

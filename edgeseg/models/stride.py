@@ -90,6 +90,18 @@ def set_output_stride(model: nn.Module, output_stride: int) -> StrideChange:
     )
 
 
+def turn(model: nn.Module, output_stride: int) -> None:
+    """Turn any module: by its own method `set_output_stride` where it has one, else by tracing its trunk.
+
+    Raises InputError where the stride cannot be had.
+    """
+    knob = getattr(model, "set_output_stride", None)
+    if callable(knob):
+        knob(output_stride)
+    else:
+        set_output_stride(model, output_stride)
+
+
 def _settings(model: nn.Module) -> Settings:
     return {
         name: tuple((attribute, getattr(module, attribute)) for attribute in attributes)

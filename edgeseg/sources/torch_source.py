@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeseg.errors import ExportError, InputError
-from edgeseg.models import set_output_stride
+from edgeseg.models import turn
 from edgeseg.sources.base import Verdict
 from edgeseg.surgery.layout import output_stride
 from edgeseg.surgery.tail import Cut, cut_tail
@@ -49,7 +49,7 @@ class TorchSource:
                 continue
             turned = copy.deepcopy(self._model)
             try:
-                _turn(turned, stride)
+                turn(turned, stride)
             except InputError as error:
                 own = self._stage(self._model)
                 if own.output_stride != stride:
@@ -79,15 +79,6 @@ class TorchSource:
                 f"{size[0]}x{size[1]} input, which is stride {logits_stride}: ask for that one"
             )
         return TorchStage(chosen, cut, stride, self._preprocess)
-
-
-def _turn(model: nn.Module, stride: int) -> None:
-    """By the module's own knob where it has one, else by tracing its trunk."""
-    knob = getattr(model, "set_output_stride", None)
-    if callable(knob):
-        knob(stride)
-    else:
-        set_output_stride(model, stride)
 
 
 class Chosen(nn.Module):
