@@ -48,6 +48,12 @@ class NumbersType(click.ParamType):  # type: ignore[type-arg]
         return numbers
 
 
+def tell(step: str) -> None:
+    """One step of long work, on stderr if that is a terminal."""
+    if sys.stderr.isatty():
+        click.echo(step, err=True)
+
+
 @contextmanager
 def progress(items: Sequence[T], label: str = "", *, hidden: bool = False) -> Generator[Sequence[T], None, None]:
     """Iterate over `items` with a bar on stderr; without one where stderr is no terminal or there is only one item."""

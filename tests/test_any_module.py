@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,20 @@ class PSPish(nn.Module):
         return F.log_softmax(self.up(logits), dim=1), feats
 
 
+@dataclass
+class Prediction:
+    features: torch.Tensor
+    logits: torch.Tensor
+
+
+class RecordHead(PSPish):
+    """A record as output, and logits at low resolution."""
+
+    def forward(self, image: torch.Tensor) -> Prediction:
+        feats = self.encoder(image)
+        return Prediction(feats, self.last(torch.cat([feats, feats[:, :8]], 1)))
+
+
 class RoadMask(nn.Module):
     """One channel, sigmoid at the end, transposed convolution for the last step up."""
 
@@ -131,7 +146,15 @@ def own_mask(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
     x = (pixels / np.float32(255) - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     with torch.inference_mode():
         y = model(torch.from_numpy(x.transpose(2, 0, 1)[None].astype(np.float32)))
-    y = y["out"] if isinstance(y, dict) else y[0] if isinstance(y, tuple) else y
+    y = (
+        y.logits
+        if isinstance(y, Prediction)
+        else y["out"]
+        if isinstance(y, dict)
+        else y[0]
+        if isinstance(y, tuple)
+        else y
+    )
     if y.is_floating_point() and y.shape[2:] != pixels.shape[:2] and y.shape[1] > 1:
         y = F.interpolate(y, pixels.shape[:2], mode="bilinear")
     if not y.is_floating_point():
@@ -148,6 +171,7 @@ def own_mask(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
         (PSPish, 5, 4, True, "logits"),
         (SoftThenUp, 4, 4, False, "probabilities"),
         (IndexMap, 4, 4, False, "logits"),
+        (RecordHead, 5, 4, False, "logits"),
         (NearestUp, 4, 1, False, "logits"),
     ],
 )

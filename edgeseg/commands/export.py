@@ -10,7 +10,7 @@ import click
 
 import edgeseg
 from edgeseg import factories
-from edgeseg._terminal import NumbersType, SizeType
+from edgeseg._terminal import NumbersType, SizeType, tell
 from edgeseg.errors import InputError
 from edgeseg.manifest import ClassInfo
 from edgeseg.palette import CAMVID
@@ -141,7 +141,7 @@ def command(
         output,
         input_size=size,
         classes=names,
-        progress=lambda step: click.echo(step, err=True),
+        progress=tell,
         **choices,
     )
     figures = [

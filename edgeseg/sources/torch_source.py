@@ -98,6 +98,8 @@ def _choose(output: Any) -> Tensor:
         output = output[name] if name is not None else None
     elif isinstance(output, (tuple, list)) and output:
         output = output[0]
+    elif not isinstance(output, Tensor):  # a dataclass or another record
+        output = next((getattr(output, name) for name in _PREFERRED if hasattr(output, name)), output)
     if not isinstance(output, Tensor) or output.ndim not in (3, 4):
         found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ExportError(f"the model returns {found}: a tensor (N, classes, h, w) of scores is needed, alone, first "
