@@ -12,9 +12,9 @@ from typing import Any
 
 import onnx
 
-from edgeseg.errors import InputError
+from edgeseg.errors import ExportError, InputError
 from edgeseg.geometry import Graph, Layer, Padding, fold_padding, output_size, same_padding, transposed_size
-from edgeseg.inspection.shapes import shapes
+from edgeseg.surgery.facts import learn
 from edgeseg.types import Size
 
 _CONVOLUTIONS = {"Conv": 1, "QLinearConv": 3, "ConvInteger": 1, "ConvTranspose": 1}
@@ -41,9 +41,10 @@ class Reader:
         native, self.channels_last = self._fix_input(inputs[0], input_size)
         self.input_size = input_size or native
         try:
-            self.shapes, self.known = shapes(model)
-        except Exception as error:  # onnx raises its C++ side's own
-            raise InputError(f"{path} is not a valid network: {str(error).splitlines()[0]}") from error
+            facts = learn(model)
+        except ExportError as error:
+            raise InputError(f"{path} is not a valid network: {error}") from error
+        self.shapes, self.known = facts.shapes, facts.constants
         self.producers: dict[str, Any] = {}
         self.lost: set[str] = set()
         self.last = {self.input: self.channels_last}

@@ -193,13 +193,17 @@ def drop_made(graph: onnx.GraphProto, names: Collection[str]) -> None:
 def _skeleton(model: onnx.ModelProto, batch: int) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """The graph with its weights outside, small enough to infer shapes of again and again; and all constants."""
     graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    elsewhere = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    away = {tensor.name for tensor in elsewhere}
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.name not in away}
     twin = onnx.ModelProto(ir_version=max(4, model.ir_version), opset_import=model.opset_import)
     twin.graph.name = "skeleton"
     twin.graph.input.extend(real_inputs(graph))
     for value in twin.graph.input:
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_value = batch
+    # Weights that were not read are known by their type alone.
+    twin.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in elsewhere)
     twin.graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.output)
     for node in graph.node:
         value = _constant_node(node)
