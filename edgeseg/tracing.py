@@ -6,8 +6,9 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 import onnx
 import torch
@@ -24,14 +25,16 @@ _ALIGNMENT = 64
 
 
 class PixelNetwork(nn.Module):
-    """`network` behind uint8 pixels: (N, h, w, 3) RGB to its logits, normalisation inside.
+    """`network` behind uint8 pixels: (N, h, w, 3) RGB to the scores that `choose` finds in its output.
 
     Cast comes before Transpose because TensorRT refuses to transpose uint8.
     """
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(
+        self, network: nn.Module, preprocess: Preprocess, choose: Callable[[Any], Tensor] = lambda output: output
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.choose = network, choose
         self.scale: Tensor
         self.shift: Tensor
         mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
@@ -40,11 +43,10 @@ class PixelNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = pixels.to(torch.float32).permute(0, 3, 1, 2)
-        logits: Tensor = self.network(x * self.scale + self.shift)
-        return logits
+        return self.choose(self.network(x * self.scale + self.shift))
 
 
-def trace(network: nn.Module, input_size: Size, name: str, *, dynamic_batch: bool = False) -> onnx.ModelProto:
+def trace(network: PixelNetwork, input_size: Size, name: str, *, dynamic_batch: bool = False) -> onnx.ModelProto:
     """Turn a PixelNetwork in eval mode into ONNX with input `pixels` and output `logits`, weights inside.
 
     The batch size is 1, or any with `dynamic_batch`. Batch norms come out folded into their convolutions. Raises
@@ -66,19 +68,12 @@ def trace(network: nn.Module, input_size: Size, name: str, *, dynamic_batch: boo
                 verbose=False,
             )
     except Exception as error:  # torch.export raises from every one of its layers
-        raise ExportError(f"torch.export cannot trace {_own_name(network)}: {_cause(error)}") from error
+        raise ExportError(f"torch.export cannot trace {type(network.network).__name__}: {_cause(error)}") from error
     if program is None:
         raise ExportError("torch.onnx.export returned nothing: report this with the model")
     proto = strip(program.model_proto)  # its stack traces and paths would also make every export differ
     proto.graph.name = name
     return proto
-
-
-def _own_name(network: nn.Module) -> str:
-    """The class the user wrote, inside our wrappers."""
-    while type(network).__module__.startswith("edgeseg.") and isinstance(getattr(network, "network", None), nn.Module):
-        network = network.network  # type: ignore[assignment]
-    return type(network).__name__
 
 
 class SharedWeights:

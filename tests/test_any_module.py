@@ -219,25 +219,24 @@ def test_probabilities_have_no_confidence(tmp_path: Path) -> None:
 
 def test_dynamic_batch(tmp_path: Path) -> None:
     model = deeplabv3("mobilenet_v2", num_classes=4)
-    settings: dict[str, Any] = {"input_size": (64, 96), "classes": list("abcd"), "mean": MEAN, "std": STD}
-    one = edgeseg.export(model, tmp_path / "one.edgeseg", **settings)
-    many = edgeseg.export(model, tmp_path / "many.edgeseg", dynamic_batch=True, **settings)
-    assert [made.manifest.variants[0].batch for made in (one, many)] == [1, None]
-    assert Bundle.open(many.path).manifest.variants[0].batch is None
+    made = edgeseg.export(
+        model, tmp_path / "m.edgeseg", input_size=(64, 96), classes=list("abcd"), mean=MEAN, std=STD, dynamic_batch=True
+    )
+    assert Bundle.open(made.path).manifest.variants[0].batch is None
     for backend in BACKENDS:
-        with edgeseg.load(one.path, backend=backend) as first, edgeseg.load(many.path, backend=backend) as second:
+        with edgeseg.load(made.path, backend=backend) as segmenter:
             for count in (1, 3, 5):
                 frames = [FRAMES[index % 3] for index in range(count)]
-                for a, b in zip(first.batch(frames), second.batch(frames), strict=True):
-                    assert np.mean(a.class_map == b.class_map) >= 0.9999
+                for frame, result in zip(frames, segmenter.batch(frames), strict=True):
+                    assert np.mean(result.class_map == segmenter(frame).class_map) >= 0.9999
 
 
 @pytest.mark.parametrize(
     ("make", "strides"),
     [
         (lambda: unet(num_classes=4, bottleneck_stride=8), [1]),
-        (lambda: deeplabv3("mobilenet_v2", num_classes=4, decoder="plus"), [8, 16, 32]),
-        (lambda: deeplabv3("mobilenet_v3_large", num_classes=4), [8, 16, 32]),
+        (lambda: deeplabv3("mobilenet_v2", num_classes=4, decoder="plus"), [16]),
+        (lambda: deeplabv3("mobilenet_v3_large", num_classes=4), [8, 32]),
         (lambda: deeplabv3("resnet50", num_classes=4, multi_grid=(1, 2, 4)), [16]),
     ],
     ids=["unet-8", "plus", "mobilenet_v3", "resnet50"],

@@ -61,9 +61,8 @@ class TorchSource:
 
     def _stage(self, model: nn.Module, stride: int | None = None) -> TorchStage:
         size = self._preprocess.input_size
-        chosen = Chosen(model)
-        _answer(chosen, np.zeros((*size, 3), np.uint8), self._preprocess)  # its own errors are clearer than a tracer's
-        pixels = PixelNetwork(chosen, self._preprocess)
+        _answer(model, np.zeros((*size, 3), np.uint8), self._preprocess)  # its own errors are clearer than a tracer's
+        pixels = PixelNetwork(model, self._preprocess, choose_scores)
         cut = cut_tail(trace(pixels, size, "network", dynamic_batch=self._dynamic_batch), size)
         logits_stride = output_stride(size, *cut.logits_shape[1:])
         if logits_stride is None:
@@ -78,21 +77,11 @@ class TorchSource:
                 f"at output stride {stride} the model gives {cut.logits_shape[1]}x{cut.logits_shape[2]} logits for a "
                 f"{size[0]}x{size[1]} input, which is stride {logits_stride}: ask for that one"
             )
-        return TorchStage(chosen, cut, stride, self._preprocess)
+        return TorchStage(model, cut, stride, self._preprocess)
 
 
-class Chosen(nn.Module):
-    """`network`, with the one tensor of scores chosen from what it returns: a tensor, a dict, a tuple or a list."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _choose(self.network(x))
-
-
-def _choose(output: Any) -> Tensor:
+def choose_scores(output: Any) -> Tensor:
+    """The one tensor of scores in what a module returns: a tensor, a dict, a tuple, a list or a record."""
     if isinstance(output, Mapping):
         name = next((name for name in _PREFERRED if name in output), None) or next(iter(output), None)
         output = output[name] if name is not None else None
@@ -111,7 +100,7 @@ def _choose(output: Any) -> Tensor:
 class TorchStage:
     """One output stride of a module: the graph without its tail, and torch with it as the judge."""
 
-    model: Chosen
+    model: nn.Module
     cut: Cut
     output_stride: int
     preprocess: Preprocess
@@ -170,7 +159,7 @@ def _answer(model: nn.Module, pixels: Image, preprocess: Preprocess) -> Tensor:
     x = (pixels / np.float32(255) - mean) / std
     batch = torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1), dtype=np.float32))[None]
     try:
-        answer: Tensor = model(batch)
+        answer = choose_scores(model(batch))
     except ExportError:
         raise
     except Exception as error:  # whatever the user's module raises
