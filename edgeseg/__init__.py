@@ -51,22 +51,28 @@ _HOMES = {
 }
 
 
-def _export(*arguments: Any, **settings: Any) -> Any:
-    """Export a network as a bundle: `edgeseg.exporter.export`, imported when it is called."""
+def _export() -> Any:
+    """The function, or where a package is missing one that says so when it is called."""
     from edgeseg.errors import EdgesegError
 
     try:
         from edgeseg.exporter import export
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in ("onnx", "onnxruntime"):
+        missing = error.name or ""
+        if missing.split(".")[0] not in ("onnx", "onnxruntime"):
             raise
-        raise EdgesegError(f'export needs the package {error.name}: pip install "edgeseg[export]"') from error
-    return export(*arguments, **settings)
+    else:
+        return export
+
+    def absent(*arguments: Any, **settings: Any) -> Any:
+        raise EdgesegError(f'export needs the package {missing}: pip install "edgeseg[export]"')
+
+    return absent
 
 
 def __getattr__(name: str) -> Any:
     if name == "export":
-        return _export
+        return _export()
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeseg' has no attribute {name!r}")
     try:

@@ -25,7 +25,7 @@ from edgeseg.palette import voc_palette
 from edgeseg.preprocess import Preprocessor
 from edgeseg.scene import street_scene
 from edgeseg.sources.base import OnnxReading, Source, Stage
-from edgeseg.tracing import SharedWeights
+from edgeseg.surgery.shared_weights import SharedWeights
 from edgeseg.types import IGNORE, ClassMap, Image, Logits, Model, Preprocess, Size
 
 if TYPE_CHECKING:
@@ -131,13 +131,12 @@ def _source(
         return OnnxSource(model, preprocess, reading=reading, dynamic_batch=dynamic_batch)
     if not isinstance(model, type) and hasattr(model, "stages"):
         return cast(Source, model)
-    import torch
-
-    if not isinstance(model, torch.nn.Module):
+    # A module's class comes from torch, so where torch is absent this is none.
+    if not any(kind.__module__.startswith("torch.nn") for kind in type(model).__mro__):
         raise InputError(f"model is a {type(model).__name__}: give an nn.Module or the path of an ONNX file")
     from edgeseg.sources.torch_source import TorchSource
 
-    return TorchSource(model, preprocess, dynamic_batch=dynamic_batch)
+    return TorchSource(cast("nn.Module", model), preprocess, dynamic_batch=dynamic_batch)
 
 
 def _checked_preprocess(

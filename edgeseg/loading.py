@@ -88,7 +88,7 @@ def load(
 def _candidates(backend: str, device: str) -> tuple[list[_Candidate], str]:
     place = "cpu" if device == "auto" else device
     if backend != "auto":
-        return [_Candidate(backend, place)], "as asked"
+        return [_Candidate(backend, place)], "backend as asked"
     kind = place.split(".")[0].split(":")[0]
     order = registry.AUTO_ORDER.get(kind)
     if order is None:

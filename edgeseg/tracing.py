@@ -1,8 +1,7 @@
-"""A torch module as an ONNX graph from uint8 pixels to logits, and several such graphs on one weights file."""
+"""A torch module as an ONNX graph from uint8 pixels to scores."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import warnings
@@ -20,8 +19,6 @@ from edgeseg.types import Preprocess, Size
 
 OPSET = 18
 """What torch's exporter writes natively; older is converted by third parties at their own risk."""
-_EXTERNAL_FROM_BYTES = 1024
-_ALIGNMENT = 64
 
 
 class PixelNetwork(nn.Module):
@@ -74,35 +71,6 @@ def trace(network: PixelNetwork, input_size: Size, name: str, *, dynamic_batch: 
     proto = strip(program.model_proto)  # its stack traces and paths would also make every export differ
     proto.graph.name = name
     return proto
-
-
-class SharedWeights:
-    """The tensors of several graphs, each stored once: strides 8, 16 and 32 cost the size of one."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self._data = bytearray()
-        self._offsets: dict[bytes, int] = {}
-
-    def take_from(self, proto: onnx.ModelProto) -> None:
-        """Move the graph's tensors of 1 KiB and more into the shared file, leaving references behind."""
-        for tensor in proto.graph.initializer:
-            raw = tensor.raw_data
-            if len(raw) < _EXTERNAL_FROM_BYTES:
-                continue
-            key = hashlib.sha256(raw).digest()
-            if key not in self._offsets:
-                self._data += bytes(-len(self._data) % _ALIGNMENT)
-                self._offsets[key] = len(self._data)
-                self._data += raw
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for entry, value in (("location", self.file), ("offset", self._offsets[key]), ("length", len(raw))):
-                tensor.external_data.add(key=entry, value=str(value))
-
-    def data(self) -> bytes:
-        """The file's bytes so far."""
-        return bytes(self._data)
 
 
 @contextmanager

@@ -232,7 +232,10 @@ def test_choice_is_told() -> None:
     assert edgeseg.load(TINY).choice == (
         "openvino on cpu, fp32, output stride 16 (first that works of openvino, ort for cpu)"
     )
-    assert edgeseg.load(TINY, backend="ort", output_stride=8).choice == "ort on cpu, fp32, output stride 8 (as asked)"
+    assert (
+        edgeseg.load(TINY, backend="ort", output_stride=8).choice
+        == "ort on cpu, fp32, output stride 8 (backend as asked)"
+    )
 
 
 def test_wrong_requests_name_what_there_is() -> None:

@@ -150,6 +150,7 @@ def command(
             "file": variant.file,
             "max_abs_logit_error": variant.parity.max_abs_logit_error,
             "mask_agreement": variant.parity.mask_agreement,
+            "reference": variant.parity.reference,
         }
         for variant in bundle.manifest.variants
         if variant.parity
@@ -160,8 +161,8 @@ def command(
     click.echo(f"{output}: {sum(info.bytes for info in bundle.manifest.files.values()) / 1e6:.1f} MB")
     for row in figures:
         click.echo(
-            f"  output stride {row['output_stride']:>2}: logits within {row['max_abs_logit_error']:.1e} of torch, "
-            f"{row['mask_agreement']:.4%} of mask pixels equal"
+            f"  output stride {row['output_stride']:>2}: logits within {row['max_abs_logit_error']:.1e} of "
+            f"{row['reference']}, {row['mask_agreement']:.4%} of mask pixels equal"
         )
 
 

@@ -68,7 +68,8 @@ class TorchSource:
         if logits_stride is None:
             raise ExportError(
                 f"the model gives {cut.logits_shape[1]}x{cut.logits_shape[2]} logits for a {size[0]}x{size[1]} input: "
-                f"they must cover it evenly, ceil(size / stride) on both axes; use same padding, or another size"
+                f"they must cover it evenly, ceil(size / stride) on both axes; use same padding, upsample to "
+                f"size=x.shape[-2:] and not by a factor, or choose another size"
             )
         stride = stride or getattr(model, "output_stride", None) or logits_stride
         decoded = hasattr(model, "logits_stride")  # a decoder brings the logits to a finer stride than the encoder's

@@ -63,7 +63,7 @@ def fix_input(model: onnx.ModelProto, entry: Entry, size: Size, *, batch: int | 
     own = shape[row : row + 2]
     if any(length not in (None, wanted) for length, wanted in zip(own, size, strict=True)):
         fixed = "x".join("?" if length is None else str(length) for length in own)
-        raise ExportError(f"the file is fixed to {fixed} and the size asked for is {size[0]}x{size[1]}: give that size")
+        raise ExportError(f"the file is fixed to {fixed} and the size asked for is {size[0]}x{size[1]}: give {fixed}")
     if shape[0] not in (None, 1):
         raise ExportError(f"the file is fixed to batches of {shape[0]}: export it with batch size 1 or a dynamic one")
     wanted = [batch or "N", 3, *size] if entry.layout == "NCHW" else [batch or "N", *size, 3]
