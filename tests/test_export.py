@@ -236,12 +236,13 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     (tmp_path / "mine.py").write_text(
         "import torch\ndef net(num_classes, bias=0):\n    return torch.nn.Conv2d(3, num_classes, 3, 2, 1)\n"
     )
-    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    (tmp_path / "names.txt").write_text("one #ff0080\ntwo\n")
     common = ["--size", "32x48", "--output-stride", "2", "-o"]
     assert main(["export", "mine:net", "--classes", "@names.txt", "--set", "bias=1", *common, "a.edgeseg"]) == 0
     captured = capsys.readouterr()
     assert "logits within" in captured.out
-    assert [info.name for info in Bundle.open("a.edgeseg").manifest.classes] == ["one", "two"]
+    classes = Bundle.open("a.edgeseg").manifest.classes
+    assert [(info.name, info.color) for info in classes] == [("one", (255, 0, 128)), ("two", (128, 0, 0))]
     for arguments, told in (
         (["export", "mine:net", "--classes", "a,b", *common, "a.edgeseg"], "exists"),
         (["export", "mine:nothing", "--classes", "a,b", *common, "b.edgeseg"], "has no 'nothing'"),

@@ -103,6 +103,7 @@ def test_weights_files(tmp_path: Path) -> None:
     save_file(state, tmp_path / "a.safetensors")
     torch.save(state, tmp_path / "b.pth")
     torch.save({"model_state_dict": state, "epoch": 3}, tmp_path / "c.pt")
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "parallel.pt")
     for path in sorted(tmp_path.iterdir()):
         target = deeplabv3("mobilenet_v2", num_classes=3)
         load_weights(target, path)
