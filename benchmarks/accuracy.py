@@ -17,9 +17,9 @@ import numpy as np
 import edgeseg
 from edgeseg import images
 from edgeseg._terminal import progress
-from edgeseg.benchmarks.confusion import confusion, score
 from edgeseg.bundle import Bundle
 from edgeseg.errors import EdgesegError, InputError
+from edgeseg.scoring import confusion, score
 from edgeseg.types import ClassMap, Image
 
 Predict = Callable[[Image], ClassMap]

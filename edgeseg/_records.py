@@ -19,10 +19,12 @@ class RecordError(ValueError):
 
 
 def to_json(value: Any) -> Any:
-    """Turn records, tuples and dicts of them into JSON types; fields that are None by default are then left out."""
+    """Turn records, tuples and dicts of them into JSON types; fields are left out that are None or () by default."""
     if dataclasses.is_dataclass(value):
         pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {field.name: to_json(item) for field, item in pairs if item is not None or field.default is not None}
+        return {
+            field.name: to_json(item) for field, item in pairs if item is not field.default or item not in (None, ())
+        }
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

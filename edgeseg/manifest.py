@@ -44,6 +44,50 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """How an int8 variant came about: the table of ranges (a file of the bundle), and what was chosen from it.
+
+    `float_layers` are the layers kept in float, `images` and `guard_images` how many of each were used.
+    """
+
+    ranges: str
+    method: str
+    float_layers: tuple[str, ...] = ()
+    images: int = 0
+    guard_images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What an int8 variant was measured to lose on one backend: mIoU in percent, differences int8 minus fp32 in points.
+
+    `interval` is the 95 % bootstrap interval of `difference` over images; `agreement` the share of pixels whose class
+    is the fp32 graph's on the same backend (which is torch's: see `Parity`), `worst_image` where it is smallest. `data`
+    names the labelled images by SHA-256 of their contents, `limit` the loss that was allowed.
+    """
+
+    backend: str
+    device: str
+    runtime: str
+    images: int
+    data: str
+    miou_fp32: float
+    miou: float
+    difference: float
+    interval: tuple[float, float]
+    iou_difference: dict[str, float]
+    agreement: float
+    worst_image: str
+    worst_agreement: float
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the loss stays within the limit."""
+        return self.difference >= -self.limit
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One ONNX file: the network at one output stride, precision and encoding."""
 
@@ -55,6 +99,8 @@ class Variant:
     batch: int | None = 1
     weights: str | None = None
     parity: Parity | None = None
+    calibration: Calibration | None = None
+    certificates: tuple[Certificate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +206,14 @@ def _check_classes(manifest: Manifest) -> None:
 
 
 def _check_variant(manifest: Manifest, variant: Variant, where: str) -> None:
-    for name in (variant.file, variant.weights):
+    for name in (variant.file, variant.weights, variant.calibration and variant.calibration.ranges):
         if name is not None and name not in manifest.files:
             raise RecordError(f"{where} refers to {name!r}, which manifest.files does not list")
     # a runtime chooses its reader by the suffix, and only ONNX is searched for the names of other files
     if not variant.file.endswith(".onnx"):
         raise RecordError(f"{where}.file is {variant.file!r}: must end in .onnx")
+    if (variant.encoding == "float") != (variant.precision != "int8"):
+        raise RecordError(f"{where} has precision {variant.precision} in encoding {variant.encoding}: int8 has others")
     channels = 1 if manifest.head == "sigmoid" else len(manifest.classes)
     if variant.logits_shape[0] != channels or min(variant.logits_shape) < 1:
         raise RecordError(f"{where}.logits_shape is {list(variant.logits_shape)}: {channels} channels expected")

@@ -25,8 +25,13 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 Color = Literal["rgb", "bgr"]
 Precision = Literal["fp32", "fp16", "int8"]
-Encoding = Literal["float", "cpu", "tensorrt"]
-"""How a variant's numbers are written: `float`, or for int8 which Q/DQ dialect (see calibration)."""
+Encoding = Literal["float", "cpu", "tensorrt", "tensorrt_fp16"]
+"""How a variant's numbers are written: `float`, or for int8 which Q/DQ dialect.
+
+`cpu`: uint8 activations, signed per-channel weights, int32 biases (ONNX Runtime, OpenVINO). `tensorrt`: signed and
+symmetric throughout, float biases, for TensorRT's builders with precision flags; `tensorrt_fp16`: the same with every
+float in half precision, for its strongly typed builders.
+"""
 
 IGNORE = 255
 """The class map's value for "no class": unlabelled, unknown, or left out by the caller."""
