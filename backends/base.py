@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
-from edgeseg.types import Batch, Logits, Model, Precision
+from edgeseg.errors import BackendError
+from edgeseg.types import Batch, Encoding, Logits, Model, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,24 @@ class SessionInfo:
     details: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ExecutedLayer:
+    """One operation as the runtime executes it, after its own fusing and folding.
+
+    `kind` is the runtime's word for it. `precision` is what it computes in and `writes` what it hands on: "int8"
+    (signed or not), "fp32", "fp16", "bf16", or the runtime's word for another type. `macs` are its multiply-accumulates
+    in one run, those that meet padding included; `elapsed_ns` is its time, None where the runtime does not say. A run
+    is one image, or the batch that the graph is made for.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    writes: str
+    macs: int = 0
+    elapsed_ns: int | None = None
+
+
 class Session(ABC):
     """One compiled network on one device. Safe to call from one thread at a time."""
 
@@ -60,6 +81,13 @@ class Session(ABC):
     def describe(self) -> SessionInfo:
         """Runtime and driver versions, device name, executed precision."""
         return SessionInfo(type(self).__name__, "", "", "", "", 0)
+
+    def layers(self) -> tuple[ExecutedLayer, ...]:
+        """What the runtime really executes in one run, in order; empty where it does not say.
+
+        May take seconds: it can compile the network once more and profile a few runs. Raises BackendError in one line.
+        """
+        return ()
 
     def close(self) -> None:
         """Release what the session holds; calling it twice is fine, calling `run` afterwards is not."""
@@ -84,6 +112,10 @@ class Backend(ABC):
     version: str
     self_test: bool = True
     """Whether loading runs a golden frame first; False where the backend is itself the definition."""
+    encodings: ClassVar[tuple[Encoding, ...]] = ("cpu",)
+    """The int8 encodings that this runtime computes rightly and fast, best first; `open` refuses the others."""
+    refusals: ClassVar[Mapping[Encoding, str]] = {}
+    """Why it does not take the other encodings, in a few words each."""
 
     @abstractmethod
     def devices(self) -> list[Device]:
@@ -94,5 +126,18 @@ class Backend(ABC):
         """Compile `model` for `device`; `cache` is a directory (to be made) for this model's compiled blobs, or None.
 
         Raises DeviceError naming the device if it is not here, BackendError naming the file where the runtime refuses
-        the model or the options.
+        the model or the options, or where the model's encoding is none of `encodings` (see `refuse_encoding`).
         """
+
+    def refuse_encoding(self, model: Model) -> None:
+        """Raise BackendError, saying why and what to do, unless the model is float or in one of `encodings`."""
+        if model.encoding == "float" or model.encoding in self.encodings:
+            return
+        raise BackendError(
+            f"backend {self.name} refuses {model.path.name}, whose encoding is {model.encoding}: "
+            f"{self.refusal(model.encoding)}; use the encoding {' or '.join(self.encodings)} (`edgeseg calibrate`)"
+        )
+
+    def refusal(self, encoding: Encoding) -> str:
+        """Why this backend does not take an encoding."""
+        return self.refusals.get(encoding, f"it takes {', '.join(self.encodings) or 'no int8'}")

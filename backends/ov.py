@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import openvino
 
-from edgeseg.backends.base import Backend, Device, Options, Session, SessionInfo
+from edgeseg.backends.base import Backend, Device, ExecutedLayer, Options, Session, SessionInfo
 from edgeseg.errors import BackendError, DeviceError
-from edgeseg.types import Batch, Logits, Model
+from edgeseg.types import Batch, Encoding, Logits, Model
 
 _HINTS = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
 """INFERENCE_PRECISION_HINT: what is not quantized runs in this. The default is bf16 on some CPUs: logits off by 0.9."""
+_SIGNED = "OpenVINO may compute signed Concat graphs silently wrong"
 _EXECUTED = {"f32": "fp32", "f16": "fp16"}
 _INSTALL = {
     "gpu": "install Intel's GPU driver (intel-opencl-icd / level-zero)",
@@ -28,6 +31,8 @@ class OpenVinoSession(Session):
             config["CACHE_DIR"] = str(cache)
         if options.threads and device == "cpu":
             config["INFERENCE_NUM_THREADS"] = options.threads
+        self._core, self._model = core, model
+        self._config = {name: value for name, value in config.items() if name != "CACHE_DIR"}
         try:
             # By path, not as a model object: a warm cache then skips reading the graph altogether.
             self._compiled = core.compile_model(model.path, device.upper(), config)
@@ -65,6 +70,17 @@ class OpenVinoSession(Session):
             threads=self._options.threads,
         )
 
+    def layers(self) -> tuple[ExecutedLayer, ...]:
+        """The CPU's only: nobody has seen what accelerators and AUTO say of themselves."""
+        if self._device != "cpu":
+            return ()
+        from edgeseg.backends.ov_profile import executed_layers
+
+        try:
+            return executed_layers(self._core, self._model, self._config)
+        except Exception as error:
+            raise BackendError(f"OpenVINO cannot profile {self._model.path.name}: {_reason(error)}") from error
+
     def close(self) -> None:
         self._request = self._compiled = None
 
@@ -72,6 +88,7 @@ class OpenVinoSession(Session):
 class OpenVinoBackend(Backend):
     name = "openvino"
     version = f"openvino {openvino.__version__.split('-')[0]}"
+    refusals: ClassVar[Mapping[Encoding, str]] = {"tensorrt": _SIGNED, "tensorrt_fp16": _SIGNED}
 
     def __init__(self) -> None:
         self._core = openvino.Core()
@@ -97,6 +114,7 @@ class OpenVinoBackend(Backend):
                 raise DeviceError(f"backend openvino cannot use {device}: {chosen.reason}")
         if options.precision == "fp16" and device == "cpu":
             raise BackendError("backend openvino computes fp32 or int8 on the CPU, not fp16: choose precision fp32")
+        self.refuse_encoding(model)
         return OpenVinoSession(self._core, model, device, options, cache)
 
     def _full_name(self, device: str) -> str:

@@ -96,6 +96,12 @@ class Dataset:
             replace(self, samples=tuple(drawn[end - count : end])) for end, count in zip(ends, counts, strict=True)
         )
 
+    def without(self, others: Dataset) -> Dataset:
+        """The samples whose image is none of the others', by content; raises ImageError."""
+        names, taken = self.digests(), others.digests()
+        kept = {name for digest, name in names.items() if digest not in taken}
+        return replace(self, samples=tuple(sample for sample in self.samples if sample.name in kept))
+
     def digests(self) -> dict[str, str]:
         """Sample names by the SHA-256 of their image files, in order; of equal files the first. Raises ImageError."""
         names: dict[str, str] = {}

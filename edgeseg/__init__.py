@@ -6,7 +6,7 @@
         result.class_map                       # numpy uint8 (H, W), the exact mask at the frame's own size
 
 Names are imported when they are first used: numpy and cv2 with the first of them, a runtime by `load`, torch and onnx
-by `export`.
+by `export` and `calibrate`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeseg.bundle import Bundle
+    from edgeseg.calibration.recipe import calibrate
+    from edgeseg.calibration.verification import verify
     from edgeseg.errors import EdgesegError
     from edgeseg.exporter import export
     from edgeseg.loading import EMBEDDED, load
@@ -34,8 +36,10 @@ __all__ = [
     "Polygon",
     "Segmentation",
     "Segmenter",
+    "calibrate",
     "export",
     "load",
+    "verify",
 ]
 
 _HOMES = {
@@ -48,31 +52,38 @@ _HOMES = {
     "Segmentation": "edgeseg.result",
     "Segmenter": "edgeseg.segmenter",
     "load": "edgeseg.loading",
+    "verify": "edgeseg.calibration.verification",
 }
 
 
-def _export() -> Any:
+_WITH_ONNX = {
+    "calibrate": ("edgeseg.calibration.recipe", "calibrate"),
+    "export": ("edgeseg.exporter", "export"),
+}
+"""Functions that need more than a device has: their homes, and the extra that installs it."""
+
+
+def _with_onnx(name: str) -> Any:
     """The function, or where a package is missing one that says so when it is called."""
     from edgeseg.errors import EdgesegError
 
+    home, extra = _WITH_ONNX[name]
     try:
-        from edgeseg.exporter import export
+        return getattr(importlib.import_module(home), name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing.split(".")[0] not in ("onnx", "onnxruntime"):
             raise
-    else:
-        return export
 
     def absent(*arguments: Any, **settings: Any) -> Any:
-        raise EdgesegError(f'export needs the package {missing}: pip install "edgeseg[export]"')
+        raise EdgesegError(f'{name} needs the package {missing}: pip install "edgeseg[{extra}]"')
 
     return absent
 
 
 def __getattr__(name: str) -> Any:
-    if name == "export":
-        return _export()
+    if name in _WITH_ONNX:
+        return _with_onnx(name)
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeseg' has no attribute {name!r}")
     try:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +25,16 @@ from edgeseg.types import ClassMap, Encoding, Image, Logits, Model, Precision
 
 MANIFEST = "manifest.json"
 
+Answers = list[tuple[Logits, ClassMap]]
+"""Per golden frame the logits (C, h', w') and the class map (h, w)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Golden:
     """One golden frame at network size, with what torch computed for it in float32.
 
+    For an int8 variant the answer is its own graph's, simulated in float: a runtime is judged on computing that graph
+    rightly; what quantization loses, the certificate says.
     `frame` uint8 (h, w, 3) RGB; `logits` float32 (C, h', w'); `class_map` uint8 (h, w).
     """
 
@@ -84,13 +90,23 @@ class Bundle:
         """The output strides on offer, finest first."""
         return tuple(sorted({variant.output_stride for variant in self.manifest.variants}))
 
+    @property
+    def contents(self) -> str:
+        """The variants in words, for messages: "8 fp32, 16 fp32, 16 int8 (cpu)"."""
+        return ", ".join(
+            f"{variant.output_stride} {variant.precision}" + f" ({variant.encoding})" * (variant.encoding != "float")
+            for variant in sorted(self.manifest.variants, key=lambda variant: variant.output_stride)
+        )
+
     def variant(self, output_stride: int, precision: Precision, encoding: Encoding = "float") -> Variant:
         """The variant with exactly these properties; raises BundleError listing what there is."""
         for variant in self.manifest.variants:
             if (variant.output_stride, variant.precision, variant.encoding) == (output_stride, precision, encoding):
                 return variant
-        there = ", ".join(sorted({f"{v.output_stride} {v.precision}" for v in self.manifest.variants}))
-        raise BundleError(f"{self.path} has no output stride {output_stride} in {precision}: it has {there}")
+        written = "" if encoding == "float" else f" ({encoding})"
+        raise BundleError(
+            f"{self.path} has no output stride {output_stride} in {precision}{written}: it has {self.contents}"
+        )
 
     def model(self, variant: Variant) -> Model:
         """Verify the variant's files and hand out what a backend needs to open it."""
@@ -118,23 +134,26 @@ class Bundle:
             batch=variant.batch,
         )
 
-    def golden(self, output_stride: int, index: int = 0) -> Golden:
-        """Golden frame number `index` with its logits and class map at this output stride."""
+    def golden(self, variant: Variant, index: int = 0) -> Golden:
+        """Golden frame number `index` with the logits and class map that this variant should give."""
         path = self.file(self.manifest.golden.file)
+        answer = _answer(index, variant.output_stride, variant.encoding)
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 golden = Golden(
                     frame=arrays[f"frame{index}"],
-                    logits=arrays[f"frame{index}_os{output_stride}_logits"],
-                    class_map=arrays[f"frame{index}_os{output_stride}_class_map"],
+                    logits=arrays[f"{answer}_logits"],
+                    class_map=arrays[f"{answer}_class_map"],
                 )
         except Exception as error:  # zipfile, zlib and numpy each have their own way to say damaged
-            raise BundleError(f"{path} lacks golden frame {index} at output stride {output_stride}: {error}") from error
+            what = f"golden frame {index} at output stride {variant.output_stride} in {variant.precision}"
+            raise BundleError(f"{path} lacks {what}: {error}") from error
         size = self.manifest.preprocess.input_size
-        logits = {v.logits_shape for v in self.manifest.variants if v.output_stride == output_stride}
         types = [array.dtype for array in (golden.frame, golden.class_map, golden.logits)]
         shapes_fit = (
-            golden.frame.shape == (*size, 3) and golden.class_map.shape == size and golden.logits.shape in logits
+            golden.frame.shape == (*size, 3)
+            and golden.class_map.shape == size
+            and golden.logits.shape == variant.logits_shape
         )
         if not shapes_fit or types != [np.uint8, np.uint8, np.float32]:
             raise BundleError(f"{path} holds a golden frame {index} that does not fit its manifest: export it again")
@@ -157,19 +176,27 @@ def _inside(folder: Path, name: str) -> tuple[Path, int]:
     return path, found.st_size
 
 
-def pack_golden(frames: list[Image], answers: dict[int, list[tuple[Logits, ClassMap]]]) -> bytes:
-    """The bytes of golden.npz: frames, and per output stride each frame's logits and class map.
+def pack_golden(frames: list[Image], answers: Mapping[tuple[int, Encoding], Answers]) -> bytes:
+    """The bytes of golden.npz: frames, and per (output stride, encoding) each frame's logits and class map.
 
-    Deterministic: the same arrays give the same bytes.
+    `tensorrt_fp16` shares the answers of `tensorrt` and needs none. Deterministic: the same arrays in the same order
+    give the same bytes.
     """
     arrays: dict[str, np.ndarray] = {f"frame{index}": frame for index, frame in enumerate(frames)}
-    for output_stride, results in answers.items():
+    for (output_stride, encoding), results in answers.items():
         for index, (logits, class_map) in enumerate(results):
-            arrays[f"frame{index}_os{output_stride}_logits"] = logits
-            arrays[f"frame{index}_os{output_stride}_class_map"] = class_map
+            answer = _answer(index, output_stride, encoding)
+            arrays[f"{answer}_logits"] = logits
+            arrays[f"{answer}_class_map"] = class_map
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
+
+
+def _answer(index: int, output_stride: int, encoding: Encoding) -> str:
+    """How golden.npz calls one frame's answer, up to _logits and _class_map."""
+    suffix = "" if encoding == "float" else "_" + encoding.removesuffix("_fp16")
+    return f"frame{index}_os{output_stride}{suffix}"
 
 
 def describe_file(data: bytes) -> FileInfo:

@@ -18,10 +18,12 @@ class LazyGroup(click.Group):
     """Imports a command's module when it is asked for, so that `--help` loads nothing heavy."""
 
     commands_at: ClassVar = {
+        "calibrate": "edgeseg.commands.calibrate",
         "doctor": "edgeseg.commands.doctor",
         "export": "edgeseg.commands.export",
         "inspect": "edgeseg.commands.inspect",
         "segment": "edgeseg.commands.segment",
+        "verify": "edgeseg.commands.verify",
     }
 
     def list_commands(self, context: click.Context) -> list[str]:

@@ -8,7 +8,8 @@
     │   ├── BackendMissing    its package is not installed (the message holds the pip line)
     │   ├── DeviceError       the runtime is here, the device is not
     │   └── GoldenError       the runtime answers, but not what the bundle's golden frames say
-    └── ExportError           a network that cannot be exported, or whose export does not match torch
+    ├── ExportError           a network that cannot be exported, or whose export does not match torch
+    └── CalibrationError      int8 that loses more than was allowed, or that a runtime computes wrongly
 
 The command line prints the message as one line and exits with 1; anything else that escapes is a bug.
 """
@@ -48,3 +49,7 @@ class GoldenError(BackendError):
 
 class ExportError(EdgesegError):
     """A network cannot be exported, or its export does not match what torch computes."""
+
+
+class CalibrationError(EdgesegError):
+    """No int8 variant within the limit was found, or a runtime does not compute it rightly; nothing was written."""

@@ -19,14 +19,14 @@ from edgeseg import bundle as bundles
 from edgeseg import decode, manifest
 from edgeseg.backends.base import Options
 from edgeseg.backends.ort import OrtBackend
-from edgeseg.bundle import Bundle
+from edgeseg.bundle import Answers, Bundle
 from edgeseg.errors import ExportError, InputError
 from edgeseg.palette import voc_palette
 from edgeseg.preprocess import Preprocessor
 from edgeseg.scene import street_scene
 from edgeseg.sources.base import OnnxReading, Source, Stage
 from edgeseg.surgery.shared_weights import SharedWeights
-from edgeseg.types import IGNORE, ClassMap, Image, Logits, Model, Preprocess, Size
+from edgeseg.types import IGNORE, ClassMap, Encoding, Image, Logits, Model, Preprocess, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,8 +38,6 @@ _ROUNDING = 2e-6
 _LARGEST_MEAN = 2.0
 _GOLDEN_SEEDS = (0, 8, 13)
 _WEIGHTS = "weights-fp32.bin"
-
-Answers = list[tuple[Logits, ClassMap]]
 
 
 def export(
@@ -91,7 +89,7 @@ def export(
     weights = SharedWeights(_WEIGHTS)
     files: dict[str, bytes] = {}
     variants: list[manifest.Variant] = []
-    answers: dict[int, Answers] = {}
+    answers: dict[tuple[int, Encoding], Answers] = {}
     for stage in source.stages(output_strides):
         stride = stage.output_stride
         infos = infos or _checked_classes(classes, stage.logits_shape[0])
@@ -101,7 +99,7 @@ def export(
         weights.take_from(graph)
         name = f"os{stride}-fp32.onnx"
         files[name] = graph.SerializeToString(deterministic=True)
-        parity, answers[stride] = _prove(stage, source.reference, files[name], weights, pixels)
+        parity, answers[stride, "float"] = _prove(stage, source.reference, files[name], weights, pixels)
         batch = None if dynamic_batch else 1
         variants.append(manifest.Variant(stride, "fp32", "float", name, stage.logits_shape, batch, _WEIGHTS, parity))
         progress(f"output stride {stride}: {parity.mask_agreement:.4%} of mask pixels equal")

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from edgeseg import decode, labels, registry
-from edgeseg.backends.base import Options, Session
+from edgeseg import labels, registry
+from edgeseg.backends.base import Backend, Options, Session
 from edgeseg.bundle import Bundle
 from edgeseg.errors import BackendError, BundleError, DeviceError, EdgesegError, GoldenError, InputError
-from edgeseg.manifest import Tolerance, Variant
+from edgeseg.golden import check_golden
+from edgeseg.manifest import Variant
 from edgeseg.segmenter import Segmenter
 from edgeseg.types import Precision
 
@@ -30,6 +29,15 @@ _DEFAULT_STRIDE = 16
 class _Candidate:
     backend: str
     device: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One variant to try, and what `Segmenter.choice` says of its precision."""
+
+    variant: Variant
+    precision: Precision
+    said: str
 
 
 def load(
@@ -47,12 +55,14 @@ def load(
     """Open a bundle on a backend and device, run one golden frame through it, and hand out the Segmenter.
 
     `backend="auto"` tries `registry.AUTO_ORDER` for the kind of device ("auto" means the CPU) and falls back with a
-    RuntimeWarning naming the reason; a backend that is named is the only one tried. `precision="auto"` is fp32, fp16 on
-    an NPU, which computes nothing finer. `output_stride=None` is 16, or the bundle's finest where it has no 16.
+    RuntimeWarning naming the reason; a backend that is named is the only one tried. `precision="auto"` is int8 where
+    the bundle has a certificate, for this backend and kind of device, that the loss is within its limit; else fp32,
+    fp16 on an NPU, which computes nothing finer. `precision="int8"` takes the first of the backend's encodings that
+    the bundle has. `output_stride=None` is 16, or the bundle's finest where it has no 16.
     `classes` keeps some (["road", "car"]) or merges ({"obstacle": ["car", "pole"]}). `threads` limits the network's
     CPU threads (0: the runtime's choice). `cache` is the directory for compiled blobs ("auto": the user's cache
-    directory; None: no cache). `self_test` compares one golden frame with what torch computed at export, which is the
-    warm-up too and catches a runtime that computes silently wrong.
+    directory; None: no cache). `self_test` compares one golden frame with what it should give, which is the warm-up
+    too and catches a runtime that computes silently wrong.
 
     Raises BundleError, BackendError (BackendMissing, DeviceError, GoldenError) or InputError, each in one line.
     """
@@ -66,30 +76,62 @@ def load(
     device = device.lower()
     folder = _cache_folder(cache)
     candidates, why = _candidates(backend, device)
-    failures: list[tuple[str, EdgesegError]] = []
+    failures: list[tuple[str, BackendError]] = []
     for candidate in candidates:
-        executed: Precision = ("fp16" if candidate.device == "npu" else "fp32") if precision == "auto" else precision
-        variant = _variant(bundle, stride, executed)
         try:
-            session = _open(bundle, variant, candidate, Options(executed, threads), folder, self_test)
-        except (BackendError, BundleError) as error:
-            if isinstance(error, BundleError) or len(candidates) == 1:
-                raise
+            runtime = registry.get(candidate.backend)
+            plans = _plans(bundle, stride, runtime, candidate, precision)
+        except BackendError as error:
             failures.append((candidate.backend, error))
             continue
-        for name, failure in failures:
-            warnings.warn(f"fell back from {name} to {candidate.backend}: {failure}", RuntimeWarning, stacklevel=2)
-        choice = f"{candidate.backend} on {candidate.device}, {executed}, output stride {stride} ({why})"
-        return Segmenter(session, bundle.manifest, variant, chosen_labels, choice)
+        for plan in plans:
+            name = candidate.backend + " int8" * (plan.precision == "int8" and precision == "auto")
+            try:
+                options = Options(plan.precision, threads)
+                session = _open(bundle, plan.variant, runtime, candidate, options, folder, self_test)
+            except BackendError as error:
+                failures.append((name, error))
+                if isinstance(error, DeviceError):
+                    break
+                continue
+            for failed, failure in failures:
+                warnings.warn(f"fell back from {failed} to {name}: {failure}", RuntimeWarning, stacklevel=2)
+            choice = f"{candidate.backend} on {candidate.device}, {plan.said}, output stride {stride} ({why})"
+            return Segmenter(session, bundle.manifest, plan.variant, chosen_labels, choice)
+    if len(failures) == 1:
+        raise failures[0][1]
     reasons = "; ".join(f"{name}: {failure}" for name, failure in failures)
     raise BackendError(f"no backend can run {bundle.path.name} on {device}: {reasons}")
+
+
+def load_variant(
+    bundle: Bundle,
+    variant: Variant,
+    *,
+    backend: str,
+    device: str = "cpu",
+    threads: int = 0,
+    cache: str | Path | Literal["auto"] | None = "auto",
+    self_test: bool = True,
+) -> Segmenter:
+    """Open exactly this variant on this backend and device; arguments and errors as of `load`."""
+    candidate = _Candidate(backend, device)
+    options, folder = Options(executed_precision(variant, device), threads), _cache_folder(cache)
+    session = _open(bundle, variant, registry.get(backend), candidate, options, folder, self_test)
+    choice = f"{backend} on {device}, {variant.file} as asked"
+    return Segmenter(session, bundle.manifest, variant, labels.choose(bundle.manifest.classes, None), choice)
+
+
+def device_kind(device: str) -> str:
+    """The kind of a device's name: gpu for gpu.1, auto for auto:gpu,cpu."""
+    return device.partition(".")[0].partition(":")[0]
 
 
 def _candidates(backend: str, device: str) -> tuple[list[_Candidate], str]:
     place = "cpu" if device == "auto" else device
     if backend != "auto":
         return [_Candidate(backend, place)], "backend as asked"
-    kind = place.split(".")[0].split(":")[0]
+    kind = device_kind(place)
     order = registry.AUTO_ORDER.get(kind)
     if order is None:
         known = ", ".join(registry.AUTO_ORDER)
@@ -106,15 +148,61 @@ def _stride(bundle: Bundle, asked: int | None) -> int:
     return asked
 
 
-def _variant(bundle: Bundle, stride: int, precision: Precision) -> Variant:
+def _plans(
+    bundle: Bundle, stride: int, backend: Backend, candidate: _Candidate, precision: Precision | Literal["auto"]
+) -> list[_Plan]:
+    """What to try on one backend, first to last; raises BundleError or BackendError where there is nothing."""
+    if precision == "int8":
+        return [_Plan(_int8(bundle, stride, backend), "int8", "int8")]
     # fp16 is how a device computes the fp32 graph, not another file
-    return bundle.variant(stride, "int8", "cpu") if precision == "int8" else bundle.variant(stride, "fp32")
+    floats = bundle.variant(stride, "fp32")
+    if precision != "auto":
+        return [_Plan(floats, precision, precision)]
+    executed = executed_precision(floats, candidate.device)
+    try:
+        variant = _int8(bundle, stride, backend)
+    except EdgesegError:
+        return [_Plan(floats, executed, executed)]
+    here = candidate.backend, device_kind(candidate.device)
+    found = next((c for c in variant.certificates if (c.backend, c.device) == here), None)
+    if found is None:
+        return [_Plan(floats, executed, f"{executed} (int8 is not certified for it)")]
+    said = f"{found.difference:+.2f} mIoU on {found.images} images"
+    if not found.holds:
+        return [_Plan(floats, executed, f"{executed} (int8 has {said}, allowed is -{found.limit:g})")]
+    return [_Plan(variant, "int8", f"int8, certified: {said}"), _Plan(floats, executed, executed)]
+
+
+def executed_precision(variant: Variant, device: str) -> Precision:
+    """What a device computes a variant in: an NPU has nothing finer than fp16."""
+    return "fp16" if variant.precision == "fp32" and device_kind(device) == "npu" else variant.precision
+
+
+def _int8(bundle: Bundle, stride: int, backend: Backend) -> Variant:
+    """The int8 variant in the first of the backend's encodings that the bundle has."""
+    there = {v.encoding: v for v in bundle.manifest.variants if (v.output_stride, v.precision) == (stride, "int8")}
+    for encoding in backend.encodings:
+        if encoding in there:
+            return there[encoding]
+    advice = f"calibrate it, `edgeseg calibrate {bundle.path} --images DIR -o NEW.edgeseg`"
+    if not there:
+        raise BundleError(f"{bundle.path} has no output stride {stride} in int8: it has {bundle.contents}; {advice}")
+    unfit = "; ".join(f"{encoding}: {backend.refusal(encoding)}" for encoding in there)
+    raise BackendError(
+        f"{bundle.path} has no int8 variant at output stride {stride} that backend {backend.name} takes ({unfit}): "
+        f"{advice}"
+    )
 
 
 def _open(
-    bundle: Bundle, variant: Variant, candidate: _Candidate, options: Options, cache: Path | None, self_test: bool
+    bundle: Bundle,
+    variant: Variant,
+    backend: Backend,
+    candidate: _Candidate,
+    options: Options,
+    cache: Path | None,
+    self_test: bool,
 ) -> Session:
-    backend = registry.get(candidate.backend)
     model = bundle.model(variant)
     blobs = cache / candidate.backend / model.digest[:32] if cache else None
     had_blobs = blobs is not None and any(blobs.glob("*"))
@@ -122,14 +210,14 @@ def _open(
     if not (self_test and backend.self_test):
         return session
     try:
-        check_golden(bundle, variant.output_stride, session, options.precision)
+        check_golden(bundle, variant, session, options.precision)
     except GoldenError as error:
         session.close()
         if blobs is None or not had_blobs:
             raise
         # What was cached may be damaged: compile again before blaming the runtime.
         shutil.rmtree(blobs, ignore_errors=True)
-        session = _open(bundle, variant, candidate, options, cache, self_test)
+        session = _open(bundle, variant, backend, candidate, options, cache, self_test)
         warnings.warn(
             f"recompiled {variant.file}: what {blobs} held was damaged ({error})", RuntimeWarning, stacklevel=3
         )
@@ -137,28 +225,6 @@ def _open(
         session.close()
         raise
     return session
-
-
-def check_golden(bundle: Bundle, output_stride: int, session: Session, precision: Precision, index: int = 0) -> None:
-    """Run one golden frame and compare with torch's logits and mask; raises GoldenError beyond the tolerance."""
-    golden = bundle.golden(output_stride, index)
-    tolerance = bundle.manifest.golden.tolerances.get(precision, Tolerance(0.0, 1.0))
-    found = session.run(golden.frame[None])[0]
-    scale = float(np.abs(golden.logits).max()) or 1.0
-    error = float(np.abs(found - golden.logits).max()) / scale if found.shape == golden.logits.shape else np.inf
-    wants = decode.Wants(probabilities=bundle.manifest.values == "probabilities")
-    grid = decode.Grid(bundle.manifest.align_corners)
-    mask = decode.decode(found, bundle.manifest.preprocess.input_size, grid=grid, wants=wants).class_map
-    agreement = float(np.mean(mask == golden.class_map))
-    # written so that NaN fails
-    if not (error <= tolerance.logits and agreement >= tolerance.mask_agreement):
-        info = session.describe()
-        raise GoldenError(
-            f"{info.runtime} on {info.device_name} does not compute what torch did: golden frame {index} at output "
-            f"stride {output_stride} has logits off by {error:.2%} of their scale (limit {tolerance.logits:.2%}) and "
-            f"{agreement:.3%} equal mask pixels (limit {tolerance.mask_agreement:.2%}): use another backend "
-            f"or precision"
-        )
 
 
 def _cache_folder(cache: str | Path | None) -> Path | None:

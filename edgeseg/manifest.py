@@ -114,9 +114,11 @@ class Tolerance:
 TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(1e-3, 0.9999),
     "fp16": Tolerance(5e-2, 0.99),
-    "int8": Tolerance(3e-1, 0.95),
+    "int8": Tolerance(2e-1, 0.96),
 }
-"""Defaults per executed precision; int8's is loose because its real proof is the certificate."""
+"""Defaults per executed precision. int8's is for runtimes computing one and the same graph: where two round a step
+apart the steps add up, to 0.09 and 0.984 on DeepLabV3-MobileNetV2; a wrong sign of the activations gives 0.36 and 0.75.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgeseg.backends.base import Backend, Device
 from edgeseg.errors import BackendError, BackendMissing, EdgesegError
+from edgeseg.types import Encoding
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -25,6 +26,7 @@ class _Entry(NamedTuple):
 BUILTIN = {
     "openvino": _Entry("edgeseg.backends.ov", "OpenVinoBackend", "openvino", 'pip install "edgeseg[openvino]"'),
     "ort": _Entry("edgeseg.backends.ort", "OrtBackend", "onnxruntime", 'pip install "edgeseg[ort]"'),
+    "simulate": _Entry("edgeseg.backends.simulate", "SimulateBackend", "onnxruntime", 'pip install "edgeseg[ort]"'),
     "reference": _Entry("edgeseg.backends.reference", "ReferenceBackend", "onnx", 'pip install "edgeseg[onnx]"'),
 }
 
@@ -36,19 +38,20 @@ AUTO_ORDER: dict[str, tuple[str, ...]] = {
 """Which backends `auto` tries, first to last, per kind of device.
 
 On the CPU OpenVINO comes first because it measured faster at every stride and precision. `device="auto"` means the
-CPU: an accelerator is used only when it is named, since nobody has measured it for this network. `reference` and
-third parties' backends are used only by name.
+CPU: an accelerator is used only when it is named, since nobody has measured it for this network. `simulate`,
+`reference` and third parties' backends are used only by name.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """A backend as `doctor` shows it: its version and devices, or in `reason` why it is not here."""
+    """A backend as `doctor` shows it: its version, devices and int8 encodings, or in `reason` why it is not here."""
 
     name: str
     version: str
     devices: tuple[Device, ...]
     reason: str = ""
+    encodings: tuple[Encoding, ...] = ()
 
 
 def get(name: str) -> Backend:
@@ -85,7 +88,7 @@ def status(name: str) -> BackendStatus:
     """What `doctor` says of one backend; never raises, a broken plug-in becomes its reason."""
     try:
         backend = get(name)
-        return BackendStatus(name, backend.version, tuple(backend.devices()))
+        return BackendStatus(name, backend.version, tuple(backend.devices()), encodings=backend.encodings)
     except EdgesegError as error:
         return BackendStatus(name, "", (), str(error))
     except Exception as error:  # doctor must finish whatever a vendor or plug-in does

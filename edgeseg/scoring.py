@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ from edgeseg.types import ClassMap
 
 Counts = npt.NDArray[np.int64]
 """int64 (classes, classes): rows are labels, columns predictions."""
+Percent = npt.NDArray[np.float64]
+"""0 to 100."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,28 @@ def confusion(predicted: ClassMap, label: ClassMap, classes: int) -> Counts:
 
 def score(counts: Counts) -> Score:
     """IoU = hits / (label pixels + predicted pixels - hits), averaged over the classes that occur in either."""
+    overlap = overlaps(counts)
+    iou, mean = means(overlap)
+    return Score(float(mean), float(100 * overlap[0].sum() / counts.sum()), tuple(map(float, iou)))
+
+
+def overlaps(counts: Counts) -> Counts:
+    """int64 (2, classes) from one confusion matrix: hits, and the union of label and prediction.
+
+    These add up over images as the matrices do, and are all that IoU needs of them.
+    """
     classes = len(counts)
-    hits = np.diag(counts[:, :classes]).astype(np.float64)
-    union = counts.sum(axis=1) + counts[:, :classes].sum(axis=0) - hits
+    hits = np.diag(counts[:, :classes])
+    return np.stack([hits, counts.sum(axis=1) + counts[:, :classes].sum(axis=0) - hits])
+
+
+def means(overlap: npt.NDArray[Any]) -> tuple[Percent, Percent]:
+    """Of hits and unions (2, ..., classes): IoU (..., classes), NaN for absent classes; its mean (...) over the others.
+
+    The mean is NaN where no class is there.
+    """
+    hits, union = np.asarray(overlap, np.float64)
+    present = union > 0
     with np.errstate(invalid="ignore"):
-        iou = 100 * hits / np.where(union > 0, union, np.nan)
-    return Score(float(np.nanmean(iou)), float(100 * hits.sum() / counts.sum()), tuple(map(float, iou)))
+        iou = 100 * hits / np.where(present, union, np.nan)
+        return iou, np.where(present, iou, 0).sum(axis=-1) / present.sum(axis=-1)

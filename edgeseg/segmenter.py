@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 
 from edgeseg.backends.base import Session, SessionInfo
+from edgeseg.backends.execution import Execution
 from edgeseg.decode import Decoded, Grid, Wants, decode, usable_cpus
 from edgeseg.errors import BackendError, InputError
 from edgeseg.labels import Labels
@@ -170,6 +171,15 @@ class Segmenter:
         stages = ("preprocess_ns", "network_ns", "decode_ns", "total_ns")
         medians = [int(np.median([getattr(times, stage) for times in past])) if past else 0 for stage in stages]
         return Timings(len(past), *medians)
+
+    def execution(self) -> Execution:
+        """What the runtime really executes, layer by layer: arithmetic, multiply-accumulates, time, conversions.
+
+        Takes seconds, as the network is compiled and profiled once more (`info` costs nothing), and frames wait
+        meanwhile. No layers where the runtime does not say. Raises BackendError where it fails.
+        """
+        with self._network:
+            return Execution(self._open_session().layers())
 
     def close(self) -> None:
         """Release the session; a later call raises BackendError."""

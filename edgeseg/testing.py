@@ -7,17 +7,19 @@ class TestMine(edgeseg.testing.BackendConformance):
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from edgeseg.backends.base import Backend, Device, Options, Session, SessionInfo
 from edgeseg.bundle import Bundle, Golden
 from edgeseg.errors import BackendError, DeviceError
-from edgeseg.loading import check_golden
+from edgeseg.golden import check_golden
 from edgeseg.scene import street_scene
-from edgeseg.types import Batch, Logits, Model, Precision
+from edgeseg.types import Batch, Encoding, Logits, Model, Precision
 
 __all__ = ["TINY", "BackendConformance", "FakeBackend", "street_scene"]
 
@@ -41,6 +43,7 @@ class FakeBackend(Backend):
     def open(self, model: Model, device: str, options: Options, cache: Path | None) -> Session:
         if device != "cpu":
             raise DeviceError(f"backend fake has no device {device!r}: it runs on 'cpu'")
+        self.refuse_encoding(model)
         return _FakeSession(model)
 
 
@@ -85,7 +88,7 @@ class BackendConformance(ABC):
 
     def _golden(self) -> Golden:
         bundle = Bundle.open(self.bundle_path)
-        return bundle.golden(bundle.output_strides[-1])
+        return bundle.golden(bundle.variant(bundle.output_strides[-1], "fp32"))
 
     def test_names_itself_and_its_devices(self) -> None:
         backend = self.make_backend()
@@ -96,12 +99,15 @@ class BackendConformance(ABC):
         for device in backend.devices():
             assert device.available or device.reason, f"{device.name} is unavailable and does not say why"
 
-    def test_matches_every_golden_frame_at_every_output_stride(self) -> None:
-        bundle = Bundle.open(self.bundle_path)
-        for output_stride in bundle.output_strides:
-            with self._session(output_stride) as session:
+    def test_matches_every_golden_frame_of_every_variant_it_takes(self) -> None:
+        bundle, backend = Bundle.open(self.bundle_path), self.make_backend()
+        for variant in bundle.manifest.variants:
+            if variant.encoding not in ("float", *backend.encodings):
+                continue
+            precision = "int8" if variant.precision == "int8" else self.precision
+            with backend.open(bundle.model(variant), self.device, Options(precision), None) as session:
                 for index in range(bundle.manifest.golden.frames):
-                    check_golden(bundle, output_stride, session, self.precision, index)
+                    check_golden(bundle, variant, session, precision, index)
 
     def test_answers_float32_of_the_promised_shape(self) -> None:
         with self._session() as session:
@@ -160,6 +166,14 @@ class BackendConformance(ABC):
             lambda: self.make_backend().open(damaged, self.device, Options(self.precision), None),
             "broken.onnx",
         )
+
+    def test_refuses_an_encoding_it_does_not_compute_rightly(self) -> None:
+        backend = self.make_backend()
+        for encoding in set(get_args(Encoding)) - {"float", *backend.encodings}:
+            model = dataclasses.replace(self._tiny(), precision="int8", encoding=encoding)
+            self._expect(
+                BackendError, lambda model=model: backend.open(model, self.device, Options("int8"), None), encoding
+            )
 
     def test_refuses_a_batch_of_another_shape(self) -> None:
         with self._session() as session:

@@ -40,4 +40,5 @@ class OpenCvBackend(Backend):
     def open(self, model: Model, device: str, options: Options, cache: Path | None) -> Session:
         if device != "cpu":
             raise DeviceError(f"backend opencv has no device {device!r}: it runs on 'cpu'")
+        self.refuse_encoding(model)
         return OpenCvSession(model)

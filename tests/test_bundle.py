@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeseg.bundle import Bundle, describe_file
+from edgeseg.bundle import Bundle, Golden, describe_file
 from edgeseg.errors import BundleError
 from edgeseg.manifest import dumps
 from edgeseg.testing import TINY
@@ -38,6 +39,11 @@ def put(path: Path, name: str, data: bytes) -> None:
     (path / name).write_bytes(data)
     entry = {"sha256": describe_file(data).sha256, "bytes": len(data)}
     edit(path, lambda manifest: manifest["files"].update({name: entry}))
+
+
+def golden_at_8(path: Path) -> Golden:
+    opened = Bundle.open(path)
+    return opened.golden(opened.variant(8, "fp32"))
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -77,7 +83,8 @@ def test_model_digest_follows_graph_and_weights(tiny: Path) -> None:
 def test_golden_frames_are_what_numpy_reads(tiny: Path) -> None:
     with np.load(TINY / "golden.npz") as arrays:
         for stride in (8, 16):
-            golden = Bundle.open(tiny).golden(stride, 2)
+            opened = Bundle.open(tiny)
+            golden = opened.golden(opened.variant(stride, "fp32"), 2)
             np.testing.assert_array_equal(golden.frame, arrays["frame2"])
             np.testing.assert_array_equal(golden.logits, arrays[f"frame2_os{stride}_logits"])
             np.testing.assert_array_equal(golden.class_map, arrays[f"frame2_os{stride}_class_map"])
@@ -150,7 +157,7 @@ def test_one_flipped_bit(tiny: Path, name: str) -> None:
     assert f"{name} is damaged" in refusal(lambda: Bundle.open(tiny))
     opened = Bundle.open(tiny, verify=False)
     uses: dict[str, Callable[[], object]] = {
-        "golden.npz": lambda: opened.golden(8),
+        "golden.npz": lambda: opened.golden(opened.variant(8, "fp32")),
         "os8-fp32.onnx": lambda: opened.model(opened.variant(8, "fp32")),
         "os16-fp32.onnx": lambda: opened.model(opened.variant(16, "fp32")),
     }
@@ -172,13 +179,15 @@ def npz(path: Path, change: Callable[[dict[str, Any]], object], **options: Any) 
 def test_golden_lacking_an_array(tiny: Path, key: str) -> None:
     npz(tiny / "golden.npz", lambda arrays: arrays.pop(key))
     put(tiny, "golden.npz", (tiny / "golden.npz").read_bytes())
-    assert key in refusal(lambda: Bundle.open(tiny).golden(8))
+    assert key in refusal(lambda: golden_at_8(tiny))
 
 
 def test_golden_frames_that_are_not_there(tiny: Path) -> None:
+    opened = Bundle.open(tiny)
     for stride, index in ((8, 3), (8, -1), (32, 0)):
+        variant = dataclasses.replace(opened.variant(8, "fp32"), output_stride=stride)
         assert f"golden frame {index} at output stride {stride}" in refusal(
-            lambda stride=stride, index=index: Bundle.open(tiny).golden(stride, index)
+            lambda variant=variant, index=index: opened.golden(variant, index)
         )
 
 
@@ -196,7 +205,7 @@ def test_golden_frames_that_are_not_there(tiny: Path) -> None:
 def test_golden_arrays_of_another_shape(tiny: Path, key: str, value: np.ndarray) -> None:
     npz(tiny / "golden.npz", lambda arrays: arrays.update({key: value}))
     put(tiny, "golden.npz", (tiny / "golden.npz").read_bytes())
-    assert "does not fit" in refusal(lambda: Bundle.open(tiny).golden(8))
+    assert "does not fit" in refusal(lambda: golden_at_8(tiny))
 
 
 class Bomb:
@@ -216,7 +225,7 @@ def test_golden_is_never_unpickled(tiny: Path, tmp_path: Path, whole_file: bool)
     else:
         npz(tiny / "golden.npz", lambda arrays: arrays.update(frame0=bomb))
     put(tiny, "golden.npz", (tiny / "golden.npz").read_bytes())
-    refusal(lambda: Bundle.open(tiny).golden(8))
+    refusal(lambda: golden_at_8(tiny))
     assert not (tmp_path / "executed").exists()
     np.load(tiny / "golden.npz", allow_pickle=True)["frame0" if not whole_file else 0]
     assert (tmp_path / "executed").exists(), "the bomb would not have gone off at all"
@@ -225,7 +234,7 @@ def test_golden_is_never_unpickled(tiny: Path, tmp_path: Path, whole_file: bool)
 @pytest.mark.parametrize("data", [b"", b"PK", b"PK\x05\x06" + bytes(18), b"garbage" * 99])
 def test_golden_that_is_no_archive(tiny: Path, data: bytes) -> None:
     put(tiny, "golden.npz", data)
-    assert "golden.npz" in refusal(lambda: Bundle.open(tiny).golden(8))
+    assert "golden.npz" in refusal(lambda: golden_at_8(tiny))
 
 
 # names
@@ -258,7 +267,7 @@ def test_links_within_and_to_the_bundle_are_fine(tiny: Path, tmp_path: Path) -> 
     os.replace(tiny / "golden.npz", tiny / "real")
     link(tiny / "golden.npz", tiny / "real")
     link(tmp_path / "alias", tiny)
-    assert Bundle.open(tmp_path / "alias").golden(8).frame.shape == (64, 96, 3)
+    assert golden_at_8(tmp_path / "alias").frame.shape == (64, 96, 3)
 
 
 def test_a_loop_of_links(tiny: Path) -> None:

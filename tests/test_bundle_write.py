@@ -171,7 +171,26 @@ def test_overwriting_the_directory_one_stands_in(
 def test_packing_golden_frames_is_deterministic() -> None:
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(2)]
-    answers = {8: [(rng.random((2, 1, 1), np.float32), np.zeros((8, 8), np.uint8)) for _ in frames]}
+    answers = {(8, "float"): [(rng.random((2, 1, 1), np.float32), np.zeros((8, 8), np.uint8)) for _ in frames]}
     packed = pack_golden(frames, answers)
     assert packed == pack_golden([frame.copy() for frame in frames], answers)
     assert packed != pack_golden(frames[::-1], answers)
+
+
+def test_golden_answers_are_named_by_stride_and_encoding(tmp_path: Path) -> None:
+    bundle = Bundle.open(TINY)
+    golden = {v: [bundle.golden(v, index) for index in range(3)] for v in bundle.manifest.variants}
+    frames = [one.frame for one in golden[bundle.manifest.variants[0]]]
+    answers = {(v.output_stride, "float"): [(one.logits, one.class_map) for one in golden[v]] for v in golden}
+    assert pack_golden(frames, answers) == (TINY / "golden.npz").read_bytes()
+    other = [(logits + 1, class_map) for logits, class_map in answers[8, "float"]]
+    packed = pack_golden(frames, {**answers, (8, "cpu"): answers[8, "float"], (8, "tensorrt"): other})
+    (tmp_path / "golden.npz").write_bytes(packed)
+    with np.load(tmp_path / "golden.npz") as arrays:
+        assert {"frame2_os8_logits", "frame0_os8_cpu_logits", "frame1_os8_tensorrt_class_map"} <= set(arrays)
+    files = {name: (TINY / name).read_bytes() for name in NAMES} | {"golden.npz": packed}
+    listed = {name: describe_file(data) for name, data in files.items()}
+    made = write(tmp_path / "b.edgeseg", dataclasses.replace(bundle.manifest, files=listed), files)
+    variant = dataclasses.replace(made.variant(8, "fp32"), precision="int8", encoding="tensorrt_fp16")
+    np.testing.assert_array_equal(made.golden(variant, 1).logits, other[1][0])
+    assert "in int8" in refusal(lambda: made.golden(dataclasses.replace(variant, output_stride=16, encoding="cpu")))

@@ -161,12 +161,22 @@ def test_bad_input_is_one_line_and_exit_1(
 def test_doctor_lists_backends_devices_and_the_decode_path(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "doctor")
     assert code == 0
-    for word in ("openvino", "ort", "reference", "npu", "gpu", "decode", "auto order"):
+    for word in (
+        "openvino",
+        "ort",
+        "simulate",
+        "reference",
+        "npu",
+        "gpu",
+        "int8 encodings: cpu",
+        "decode",
+        "auto order",
+    ):
         assert word in out
     code, out, _ = run(capsys, "doctor", "--json")
     report = json.loads(out)
     assert report["decode"]["name"] in ("compiled", "numpy")
-    assert {backend["name"] for backend in report["backends"]} >= {"openvino", "ort", "reference"}
+    assert {backend["name"] for backend in report["backends"]} >= {"openvino", "ort", "simulate", "reference"}
     npu = next(d for b in report["backends"] if b["name"] == "openvino" for d in b["devices"] if "npu" in d["name"])
     assert npu["reason"] == "" or "driver" in npu["reason"]
 

@@ -39,7 +39,8 @@ def command(as_json: bool) -> None:
     click.echo("  ".join(f"{name} {value}" for name, value in host.items()))
     click.echo(f"decode     {path.name}: {path.why}")
     for status in found:
-        click.echo(f"{status.name:<10} {status.version or 'not available: ' + status.reason}")
+        int8 = f"  int8 encodings: {', '.join(status.encodings)}" if status.encodings else ""
+        click.echo(f"{status.name:<10} {status.version or 'not available: ' + status.reason}{int8}")
         for device in status.devices:
             mark = "yes" if device.available else "no"
             click.echo(

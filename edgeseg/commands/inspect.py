@@ -12,6 +12,7 @@ import click
 from edgeseg import factories, images
 from edgeseg._terminal import SizeType
 from edgeseg.bundle import Bundle
+from edgeseg.commands import inspect_runtime
 from edgeseg.errors import InputError
 from edgeseg.geometry import Graph
 from edgeseg.inspection import graphs
@@ -42,9 +43,20 @@ Example: edgeseg inspect edgeseg.models:deeplabv3 --set backbone=mobilenet_v2 --
     metavar="NAME=VALUE",
     help="Argument for the factory, JSON or Python literal; may be repeated.",
 )
-@click.option("--all", "rows", flag_value="all", help="List every convolution, not only the atrous and strided ones.")
+@click.option(
+    "--all",
+    "rows",
+    flag_value="all",
+    help="List every convolution, not only the atrous and strided ones; with --runtime, every layer.",
+)
 @click.option("--atrous-only", "rows", flag_value="atrous", help="List the atrous convolutions only.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw valid weights by rate.")
+@click.option("--runtime", is_flag=True, help="Show instead what runtimes really execute of a bundle, and in int8.")
+@click.option("--backend", help="With --runtime: only this one; every runtime that is here if left out.")
+@click.option("--device", help="With --runtime: cpu (if left out), gpu, npu.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "fp16", "int8"]), help="With --runtime: arithmetic to run in."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def command(
     what: str | None,
@@ -53,13 +65,37 @@ def command(
     settings: tuple[str, ...],
     rows: str | None,
     plot: Path | None,
+    runtime: bool,
+    backend: str | None,
+    device: str | None,
+    precision: inspect_runtime.Asked | None,
     as_json: bool,
 ) -> None:
     """Show what the convolutions of a network see at an input size: maps, rates, valid weights, costs.
 
     Without an argument the embedded street network is shown. A weight is valid where it meets the map and not its
     padding: a 3x3 kernel at rate 65 on a 65x65 map is a 1x1 kernel. No weights are loaded.
+
+    With --runtime a bundle is compiled and profiled: which share of the multiply-accumulates each runtime executes in
+    int8, float layers between int8 ones, and conversions.
     """
+    if runtime:
+        inspect_runtime.refuse(
+            what, {"--size": size, "--set": settings, "--atrous-only": rows == "atrous", "--plot": plot}
+        )
+        inspect_runtime.show(
+            Path(what or EMBEDDED),
+            backend,
+            device or "auto",
+            precision or "auto",
+            output_stride,
+            rows == "all",
+            as_json,
+        )
+        return
+    for option, value in (("--backend", backend), ("--device", device), ("--precision", precision)):
+        if value is not None:
+            raise InputError(f"{option} says what to run, and nothing is run: add --runtime, or leave it out")
     if plot is not None:
         images.check_suffix(plot)
     report = inspect_graph(_graph(what or str(EMBEDDED), size, output_stride, settings))

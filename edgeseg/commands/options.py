@@ -20,7 +20,7 @@ def runtime_options(command: F) -> F:
         click.option("--bundle", "bundle_path", type=click.Path(path_type=Path), default=EMBEDDED, metavar="DIR",
                      help="Bundle to run; the embedded street network if left out."),
         click.option("--backend", default="auto", show_default=True, 
-                     help="auto, openvino, ort, reference or a plug-in."),
+                     help="auto, openvino, ort, simulate, reference or a plug-in."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, gpu, npu."),
         click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "int8"]), default="auto",
                      show_default=True, help="Arithmetic to run in."),

@@ -69,14 +69,18 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
 class Runner:
     """A model in ONNX Runtime on the CPU; `also` adds inner tensors to its outputs."""
 
-    def __init__(self, model: onnx.ModelProto, also: Sequence[str] = ()) -> None:
-        """Raises BackendMissing without onnxruntime, ExportError where it refuses the model."""
+    def __init__(self, model: onnx.ModelProto, also: Sequence[str] = (), *, optimise: bool = True) -> None:
+        """`optimise=False` computes node by node. Raises BackendMissing without onnxruntime, ExportError where it
+        refuses the model.
+        """
         onnxruntime = _onnxruntime()
         model = copy(model)
         there = {value.name for value in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in also if name not in there)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             data = model.SerializeToString()

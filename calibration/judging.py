@@ -1,0 +1,117 @@
+"""What a quantized candidate loses against its fp32 graph, on guard images in ONNX Runtime."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import onnx
+
+from edgeseg import decode
+from edgeseg.bundle import Bundle
+from edgeseg.calibration.datasets import Dataset
+from edgeseg.golden import network_mask
+from edgeseg.manifest import Variant
+from edgeseg.preprocess import Preprocessor
+from edgeseg.scoring import Counts, confusion, means, overlaps
+from edgeseg.surgery.onnx_file import Runner, read_onnx
+from edgeseg.types import Batch, Encoding, Logits, Size
+
+_CACHE_BYTES = 128 << 20
+_TIMED_RUNS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A candidate on `images` images: mIoU minus fp32's in points (None without labels), share of equal pixels."""
+
+    images: int
+    difference: float | None
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What may be lost: points of mIoU where there are labels, else percent of pixels that change their class."""
+
+    max_drop: float = 0.2
+    max_disagreement: float = 1.0
+
+    def holds(self, measured: Measured) -> bool:
+        """Whether a measurement is within the limit."""
+        if measured.difference is not None:
+            return measured.difference >= -self.max_drop
+        return 100 * (1 - measured.agreement) <= self.max_disagreement
+
+    def text(self, measured: Measured) -> str:
+        """The measurement beside the limit, for messages."""
+        if measured.difference is not None:
+            return f"{measured.difference:+.2f} mIoU on {measured.images} guard images (limit -{self.max_drop:g})"
+        changed = 100 * (1 - measured.agreement)
+        return f"{changed:.2f}% of pixels changed on {measured.images} guard images (limit {self.max_disagreement:g}%)"
+
+
+class Judge:
+    """Compares candidates of one fp32 variant with it. Holds the fp32 logits of every guard image, and few frames."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, guard: Dataset) -> None:
+        """Runs the fp32 graph on all guard images. Raises ImageError, ExportError."""
+        self._manifest = bundle.manifest
+        self._guard = guard
+        self._preprocessor = Preprocessor(bundle.manifest.preprocess)
+        height, width = bundle.manifest.preprocess.input_size
+        # a frame, and the size of the image it was made of
+        self._frame = lru_cache(max(1, _CACHE_BYTES // (3 * height * width)))(self._read)
+        runner = Runner(read_onnx(bundle.path / variant.file))
+        self._reference = [_logits(runner, self._frame(index)[0]) for index in range(len(guard))]
+
+    def __len__(self) -> int:
+        return len(self._guard)
+
+    def measure(self, model: onnx.ModelProto, encoding: Encoding, images: Sequence[int] | None = None) -> Measured:
+        """Run a candidate on these guard images (all if None): `cpu` as ONNX Runtime would, others simulated."""
+        runner = Runner(model, optimise=encoding == "cpu")
+        chosen = range(len(self)) if images is None else images
+        equal, pixels, counted = 0, 0, []
+        for index in chosen:
+            batch, size = self._frame(index)
+            logits, wanted = _logits(runner, batch), self._reference[index]
+            same = network_mask(self._manifest, logits) == network_mask(self._manifest, wanted)
+            equal, pixels = equal + int(same.sum()), pixels + same.size
+            if self._guard.labelled:
+                counted.append([self._overlaps(index, values, size) for values in (logits, wanted)])
+        difference = None
+        if counted:
+            int8, fp32 = means(np.array(counted, np.int64).sum(axis=0).transpose(1, 0, 2))[1]
+            difference = float(int8 - fp32)
+        return Measured(len(chosen), difference, equal / pixels)
+
+    def cost_ms(self, model: onnx.ModelProto, than: onnx.ModelProto) -> float:
+        """How much longer one model takes than another in ONNX Runtime: medians of interleaved runs, milliseconds."""
+        runners, batch = [Runner(model), Runner(than)], self._frame(0)[0]
+        elapsed: list[list[int]] = [[], []]
+        for turn in range(_TIMED_RUNS + 2):
+            for runner, times in zip(runners, elapsed, strict=True):
+                begin = time.perf_counter_ns()
+                runner.run({"pixels": batch}, ["logits"])
+                if turn >= 2:
+                    times.append(time.perf_counter_ns() - begin)
+        return (statistics.median(elapsed[0]) - statistics.median(elapsed[1])) / 1e6
+
+    def _read(self, index: int) -> tuple[Batch, Size]:
+        frame = self._guard.frame(index)
+        return self._preprocessor.prepare(frame).copy(), (frame.shape[0], frame.shape[1])
+
+    def _overlaps(self, index: int, logits: Logits, size: Size) -> Counts:
+        grid = decode.Grid(self._manifest.align_corners, self._preprocessor.region(size))
+        wants = decode.Wants(probabilities=self._manifest.values == "probabilities")
+        mask = decode.decode(logits, size, grid=grid, wants=wants).class_map
+        return overlaps(confusion(mask, self._guard.label(index, size), len(self._manifest.classes)))
+
+
+def _logits(runner: Runner, batch: Batch) -> Logits:
+    return np.asarray(runner.run({"pixels": batch}, ["logits"])[0][0], np.float32)

@@ -1,0 +1,91 @@
+"""What a calibration found, in words and in JSON: methods tried, layers and what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from edgeseg.calibration.recipe import Calibrated
+from edgeseg.calibration.search import LayerCost, Outcome
+
+_LAYERS_SHOWN = 5
+
+
+def as_json(found: Calibrated) -> dict[str, Any]:
+    """Everything, by the records' own field names."""
+    return {
+        "bundle": str(found.bundle.path),
+        "seconds": found.seconds,
+        "variants": [dataclasses.asdict(outcome) for outcome in found.outcomes],
+    }
+
+
+def lines(found: Calibrated) -> list[str]:
+    """A table of the variants, one of the methods tried, and the layers that cost most."""
+    told = [f"{found.bundle.path}: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())]
+    rows: list[tuple[str, ...]] = [("stride", "encoding", "method", "layers in float", "mIoU", "pixels as fp32")]
+    rows += [_variant_row(outcome) for outcome in found.outcomes]
+    told += ["", *_aligned(rows)]
+    tried = [(outcome, trial) for outcome in found.outcomes for trial in outcome.trials]
+    if tried:
+        rows = [("stride", "encoding", "method tried", "layers in float", "mIoU", "pixels as fp32")]
+        for outcome, trial in tried:
+            measured = trial.measured
+            left = str(len(trial.float_layers))
+            rows.append(
+                (
+                    str(outcome.output_stride),
+                    outcome.encoding,
+                    trial.method,
+                    left,
+                    _points(measured.difference),
+                    f"{measured.agreement:.3%}",
+                )
+            )
+        told += ["", *_aligned(rows)]
+    for outcome in found.outcomes:
+        told += _layer_lines(outcome)
+        told += [f"output stride {outcome.output_stride}, {outcome.encoding}: {note}" for note in outcome.notes]
+    return told
+
+
+def _variant_row(outcome: Outcome) -> tuple[str, ...]:
+    measured = outcome.measured
+    return (
+        str(outcome.output_stride),
+        outcome.encoding,
+        outcome.method,
+        ", ".join(outcome.float_layers) or "none",
+        _points(measured.difference) if measured else "not measured",
+        f"{measured.agreement:.3%}" if measured else "",
+    )
+
+
+def _layer_lines(outcome: Outcome) -> list[str]:
+    """The layers whose 8 bits cost most pixels."""
+    if not outcome.layers:
+        return []
+    ranked = sorted(outcome.layers, key=lambda cost: -cost.agreement)[:_LAYERS_SHOWN]
+    rows = [("layer alone in float", "pixels", "mIoU", "ms", "MACs"), *map(_layer_row, ranked)]
+    title = f"output stride {outcome.output_stride}, {outcome.encoding}"
+    return ["", f"{title}: what the costliest of {len(outcome.layers)} layers would gain in float", *_aligned(rows)]
+
+
+def _layer_row(cost: LayerCost) -> tuple[str, ...]:
+    return (
+        cost.layer,
+        f"{cost.agreement:+.3f}%",
+        _points(cost.miou),
+        "" if cost.milliseconds is None else f"{cost.milliseconds:+.2f}",
+        f"{cost.macs:.1%}",
+    )
+
+
+def _points(value: float | None) -> str:
+    return "no labels" if value is None else f"{value:+.2f}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,234 @@
+"""Is a bundle what it says? Hashes, golden frames on every backend here, and what int8 loses on labelled images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeseg import registry
+from edgeseg.backends.base import Options
+from edgeseg.bundle import Answers, Bundle, write
+from edgeseg.calibration.certificate import MAX_DROP, LabelledImages, measure
+from edgeseg.calibration.datasets import refuse_overlap
+from edgeseg.errors import BackendError, BackendMissing, BundleError, DeviceError, InputError
+from edgeseg.golden import GoldenResult, compare_golden, network_mask
+from edgeseg.loading import device_kind, executed_precision
+from edgeseg.manifest import Certificate, Manifest, Variant
+from edgeseg.types import Encoding, Image, Model
+
+SIMULATION = "simulate"
+"""The backend that judges int8 graphs, and stands in for TensorRT."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenCheck:
+    """One variant on one backend: the worst of all golden frames, or in `failure` why there is no answer."""
+
+    variant: Variant
+    backend: str
+    device: str
+    worst: GoldenResult | None
+    failure: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Every golden frame is within its tolerance."""
+        return self.worst is not None and self.worst.ok
+
+
+@dataclass(frozen=True, slots=True)
+class LossCheck:
+    """One int8 variant on one backend: the certificate as measured now, or the `failure`, and the bundle's own one."""
+
+    variant: Variant
+    backend: str
+    device: str
+    measured: Certificate | None
+    recorded: Certificate | None
+    failure: str = ""
+
+    @property
+    def as_recorded(self) -> bool:
+        """Not worse than the recorded interval, as far as both were measured on the same images."""
+        if self.measured is None or self.recorded is None or self.recorded.data != self.measured.data:
+            return True
+        return self.measured.difference >= self.recorded.interval[0]
+
+    @property
+    def ok(self) -> bool:
+        """The loss is within the limit, and not more than the bundle says."""
+        return self.measured is not None and self.measured.holds and self.as_recorded
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Everything that was checked; `notes` says in a line each what could not be."""
+
+    bundle: Bundle
+    golden: tuple[GoldenCheck, ...]
+    losses: tuple[LossCheck, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is beyond its tolerance."""
+        return all(check.ok for check in self.golden) and all(check.ok for check in self.losses)
+
+
+def verify(
+    path: str | Path,
+    images: LabelledImages | None = None,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    max_drop: float = MAX_DROP,
+    certify: bool = False,
+    seed: int = 0,
+    threads: int = 0,
+) -> Verification:
+    """Check a bundle's hashes, all its golden frames on every backend here, and on labelled images what int8 loses.
+
+    `backend="auto"` is every installed one that `load` would try on the device, and for TensorRT's encoding its
+    simulation. `images` are labelled ones that calibration has not seen (`edgeseg.calibration.datasets.open_dataset`);
+    `max_drop` is the loss allowed, in points of mIoU. `certify` writes what was measured into the bundle's manifest.
+
+    Raises BundleError for a damaged bundle, BackendError where the named backend, or every one, is missing, InputError
+    for images that were used for calibration. What is beyond its tolerance is reported, not raised.
+    """
+    if certify and images is None:
+        raise InputError("certify needs labelled images to measure on: give them")
+    if max_drop < 0:
+        raise InputError(f"max_drop is {max_drop}: give the mIoU points that may be lost, 0 or more")
+    bundle = Bundle.open(path)
+    if images is not None:
+        _refuse_seen(bundle, images)
+    runs, notes = _runs(bundle, backend, "cpu" if device == "auto" else device.lower())
+    golden = [_golden(bundle, variant, name, place, threads) for name, place, variant in runs]
+    losses = []
+    if images is not None:
+        for check in golden:
+            if check.ok and check.variant.precision == "int8":
+                losses.append(_loss(bundle, images, check, max_drop, seed, threads))
+        if not any(variant.precision == "int8" for variant in bundle.manifest.variants):
+            notes.append("no int8 variant, so no loss to measure: `edgeseg calibrate` makes one")
+    if certify and losses:
+        bundle = _certified(bundle, losses)
+    return Verification(bundle, tuple(golden), tuple(losses), tuple(notes))
+
+
+def simulated_answers(model: Model, manifest: Manifest, frames: Sequence[Image]) -> Answers:
+    """What an int8 graph's golden answers are: its logits, and their class maps, computed literally in float.
+
+    `frames` are uint8 (h, w, 3) of network size. Raises BackendError.
+    """
+    backend = registry.get(SIMULATION)
+    with backend.open(model, "cpu", Options(model.precision), None) as session:
+        logits = [session.run(frame[None])[0] for frame in frames]
+    return [(values, network_mask(manifest, values)) for values in logits]
+
+
+def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[tuple[str, str, Variant]], list[str]]:
+    """(backend, device, variant) to check, and what there is to say of those that are not."""
+    kind = device_kind(device)
+    if backend == "auto" and kind not in registry.AUTO_ORDER:
+        known = ", ".join(registry.AUTO_ORDER)
+        raise DeviceError(f"no device {device!r} for backend auto: choose {known}, or name the backend too")
+    places = [(name, device) for name in registry.AUTO_ORDER[kind]] if backend == "auto" else [(backend, device)]
+    variants = bundle.manifest.variants
+    simulated = {v.output_stride for v in variants if v.encoding == "tensorrt"}
+    if backend == "auto" and simulated:
+        places.append((SIMULATION, "cpu"))
+    runs, notes = [], list[str]()
+    for name, place in places:
+        try:
+            wanted: tuple[Encoding, ...] = ("float", *registry.get(name).encodings)
+        except BackendMissing as error:
+            if backend != "auto":
+                raise
+            notes.append(f"{name} is not checked: {error}")
+            continue
+        strides = set(bundle.output_strides)
+        if backend == "auto" and name == SIMULATION:  # for TensorRT's encoding only: the runtimes compute the rest
+            wanted, strides = ("float", "tensorrt"), simulated
+        runs += [(name, place, v) for v in variants if v.encoding in wanted and v.output_stride in strides]
+    checked = {variant.file for *_, variant in runs}
+    notes += [
+        f"{v.file} is not checked: {backend if backend != 'auto' else 'no backend here'} takes no {v.encoding} encoding"
+        for v in variants
+        if v.file not in checked and v.encoding != "float"
+    ]
+    if not runs:
+        raise BackendMissing(f"nothing here can run {bundle.path}: {'; '.join(notes)}")
+    return runs, notes
+
+
+def _golden(bundle: Bundle, variant: Variant, backend: str, device: str, threads: int) -> GoldenCheck:
+    precision = executed_precision(variant, device)
+    frames = range(bundle.manifest.golden.frames)
+    try:
+        with registry.get(backend).open(bundle.model(variant), device, Options(precision, threads), None) as session:
+            found = [compare_golden(bundle, variant, session, precision, index) for index in frames]
+    except DeviceError:
+        raise
+    except (BackendError, BundleError) as error:
+        return GoldenCheck(variant, backend, device, None, str(error))
+    # numpy's extremes are NaN where any is
+    error_of, agreement = np.max([one.error for one in found]), np.min([one.agreement for one in found])
+    return GoldenCheck(variant, backend, device, GoldenResult(float(error_of), float(agreement), found[0].tolerance))
+
+
+def _loss(
+    bundle: Bundle, images: LabelledImages, check: GoldenCheck, max_drop: float, seed: int, threads: int
+) -> LossCheck:
+    variant = check.variant
+    here = (check.backend, device_kind(check.device))
+    recorded = next((found for found in variant.certificates if _place(found) == here), None)
+    try:
+        measured = measure(
+            bundle,
+            images,
+            output_stride=variant.output_stride,
+            backend=check.backend,
+            device=check.device,
+            encoding=variant.encoding,
+            limit=max_drop,
+            seed=seed,
+            threads=threads,
+        )
+    except (BackendError, BundleError) as error:  # its fp32 variant fails, or is not there
+        return LossCheck(variant, check.backend, check.device, None, recorded, str(error))
+    return LossCheck(variant, check.backend, check.device, measured, recorded)
+
+
+def _refuse_seen(bundle: Bundle, images: LabelledImages) -> None:
+    digests = images.digests()
+    for name in {v.calibration.ranges: None for v in bundle.manifest.variants if v.calibration is not None}:
+        try:
+            data = json.loads(bundle.file(name).read_bytes())
+        except ValueError as error:
+            raise BundleError(f"{bundle.path / name} is not JSON ({error}): calibrate again") from error
+        for key, use in (("images", "calibration images"), ("guard_images", "images that chose the float layers")):
+            seen = data.get(key) if isinstance(data, dict) else None
+            if isinstance(seen, list):
+                refuse_overlap(digests, map(str, seen), "images", f"{use} of {bundle.path.name}")
+
+
+def _certified(bundle: Bundle, losses: Sequence[LossCheck]) -> Bundle:
+    """The bundle written again with what was measured in place of what was said of the same backend and device."""
+    variants = []
+    for variant in bundle.manifest.variants:
+        new = {_place(loss.measured): loss.measured for loss in losses if loss.variant == variant and loss.measured}
+        kept = [certificate for certificate in variant.certificates if _place(certificate) not in new]
+        variants.append(dataclasses.replace(variant, certificates=(*kept, *new.values())))
+    manifest = dataclasses.replace(bundle.manifest, variants=tuple(variants))
+    files = {name: bundle.file(name).read_bytes() for name in manifest.files}
+    return write(bundle.path, manifest, files, overwrite=True)
+
+
+def _place(certificate: Certificate) -> tuple[str, str]:
+    return certificate.backend, certificate.device

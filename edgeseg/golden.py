@@ -1,0 +1,62 @@
+"""Comparing what a session answers with the bundle's golden frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeseg import decode
+from edgeseg.backends.base import Session
+from edgeseg.bundle import Bundle
+from edgeseg.errors import GoldenError
+from edgeseg.manifest import Manifest, Tolerance, Variant
+from edgeseg.types import ClassMap, Logits, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenResult:
+    """How far an answer to one golden frame strays: logits by a share of their scale, masks by equal pixels."""
+
+    error: float
+    agreement: float
+    tolerance: Tolerance
+
+    @property
+    def ok(self) -> bool:
+        """Within the tolerance, which NaN is not."""
+        return self.error <= self.tolerance.logits and self.agreement >= self.tolerance.mask_agreement
+
+
+def compare_golden(
+    bundle: Bundle, variant: Variant, session: Session, precision: Precision, index: int = 0
+) -> GoldenResult:
+    """Run one golden frame and compare with the logits and mask it should give; `precision` picks the tolerance."""
+    golden = bundle.golden(variant, index)
+    tolerance = bundle.manifest.golden.tolerances.get(precision, Tolerance(0.0, 1.0))
+    found = session.run(golden.frame[None])[0]
+    scale = float(np.abs(golden.logits).max()) or 1.0
+    error = float(np.abs(found - golden.logits).max()) / scale if found.shape == golden.logits.shape else np.inf
+    agreement = float(np.mean(network_mask(bundle.manifest, found) == golden.class_map))
+    return GoldenResult(error, agreement, tolerance)
+
+
+def check_golden(bundle: Bundle, variant: Variant, session: Session, precision: Precision, index: int = 0) -> None:
+    """Run one golden frame and raise GoldenError where the answer strays beyond the tolerance."""
+    result = compare_golden(bundle, variant, session, precision, index)
+    if not result.ok:
+        info, tolerance = session.describe(), result.tolerance
+        oracle = "what torch did" if variant.precision != "int8" else "the int8 graph rightly"
+        raise GoldenError(
+            f"{info.runtime} on {info.device_name} does not compute {oracle}: golden frame {index} at output stride "
+            f"{variant.output_stride} has logits off by {result.error:.2%} of their scale (limit "
+            f"{tolerance.logits:.2%}) and {result.agreement:.3%} equal mask pixels (limit "
+            f"{tolerance.mask_agreement:.2%}): use another backend or precision"
+        )
+
+
+def network_mask(manifest: Manifest, logits: Logits) -> ClassMap:
+    """The class map (h, w) at the network's own size of one frame's logits (C, h', w')."""
+    wants = decode.Wants(probabilities=manifest.values == "probabilities")
+    grid = decode.Grid(manifest.align_corners)
+    return decode.decode(logits, manifest.preprocess.input_size, grid=grid, wants=wants).class_map
