@@ -20,7 +20,7 @@ from edgeseg._terminal import progress
 from edgeseg.bundle import Bundle
 from edgeseg.errors import EdgesegError, InputError
 from edgeseg.scoring import confusion, score
-from edgeseg.types import ClassMap, Image
+from edgeseg.types import ClassMap, Image, Precision
 
 Predict = Callable[[Image], ClassMap]
 
@@ -43,11 +43,20 @@ class Row:
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Holds images/SPLIT and labels/SPLIT.")
 @click.option("--split", default="val", show_default=True)
 @click.option("--backend", "backends", default="openvino,ort", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="DeepLabV3-MobileNetV2 checkpoint: adds torch as the oracle."
 )
 @click.option("--json", "as_json", is_flag=True)
-def main(bundle_path: Path, data: Path, split: str, backends: str, weights: Path | None, as_json: bool) -> None:
+def main(
+    bundle_path: Path,
+    data: Path,
+    split: str,
+    backends: str,
+    precision: Precision,
+    weights: Path | None,
+    as_json: bool,
+) -> None:
     bundle = Bundle.open(bundle_path)
     pairs = _pairs(data, split)
     rows: list[Row] = []
@@ -57,7 +66,7 @@ def main(bundle_path: Path, data: Path, split: str, backends: str, weights: Path
             row, oracle = _evaluate("torch", _torch(bundle, weights, stride), bundle, stride, pairs, None)
             rows.append(row)
         for backend in backends.split(","):
-            with edgeseg.load(bundle_path, backend=backend, output_stride=stride) as segmenter:
+            with edgeseg.load(bundle_path, backend=backend, precision=precision, output_stride=stride) as segmenter:
                 rows.append(_evaluate(backend, lambda x: segmenter(x).class_map, bundle, stride, pairs, oracle)[0])
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))

@@ -19,6 +19,7 @@ import click
 
 import edgeseg
 from edgeseg.bundle import Bundle
+from edgeseg.types import Precision
 
 _CLOCK = "import time, resource; begin = time.perf_counter();"
 _PEAK = "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024);"
@@ -27,11 +28,12 @@ _IMPORT_OURS = _CLOCK + "import numpy, cv2; from edgeseg import load; print(time
 _FIRST_MASK = (
     "import time, numpy, cv2, edgeseg;"
     "frame = numpy.full((1080, 1920, 3), 90, numpy.uint8); begin = time.perf_counter();"
-    "edgeseg.load(backend={backend!r}, cache={cache!r})(frame); print(time.perf_counter() - begin)"
+    "edgeseg.load(backend={backend!r}, precision={precision!r}, cache={cache!r})(frame);"
+    "print(time.perf_counter() - begin)"
 )
 _MEMORY_OURS = (
     "import resource, numpy, edgeseg; frame = numpy.full((1080, 1920, 3), 90, numpy.uint8);"
-    "segmenter = edgeseg.load(backend='openvino', cache={cache!r});"
+    "segmenter = edgeseg.load(backend='openvino', precision={precision!r}, cache={cache!r});"
     "all(segmenter(frame).class_map.size for _ in range(20));" + _PEAK
 )
 _MEMORY_BARE = (
@@ -45,18 +47,19 @@ _MEMORY_BARE = (
 
 @click.command()
 @click.option("--rounds", type=int, default=7, show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
 @click.option("--json", "as_json", is_flag=True)
-def main(rounds: int, as_json: bool) -> None:
+def main(rounds: int, precision: Precision, as_json: bool) -> None:
     bundle = Bundle.open(edgeseg.EMBEDDED)
     height, width = bundle.manifest.preprocess.input_size
-    path = str(bundle.path / bundle.variant(16, "fp32").file)
+    path = str(bundle.path / bundle.variant(16, precision, "cpu" if precision == "int8" else "float").file)
     with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as bare:
         programs = {
             "import_bare_s": _IMPORT_BARE,
             "import_ours_s": _IMPORT_OURS,
-            "first_mask_openvino_s": _FIRST_MASK.format(backend="openvino", cache=ours),
-            "first_mask_ort_s": _FIRST_MASK.format(backend="ort", cache=ours),
-            "memory_ours_bytes": _MEMORY_OURS.format(cache=ours),
+            "first_mask_openvino_s": _FIRST_MASK.format(backend="openvino", precision=precision, cache=ours),
+            "first_mask_ort_s": _FIRST_MASK.format(backend="ort", precision=precision, cache=ours),
+            "memory_ours_bytes": _MEMORY_OURS.format(precision=precision, cache=ours),
             "memory_bare_bytes": _MEMORY_BARE.format(path=path, cache=bare, height=height, width=width),
         }
         samples: dict[str, list[float]] = {name: [] for name in programs}

@@ -61,7 +61,7 @@ def measure(bundle: Bundle, frames: list[Image], rounds: int) -> dict[str, Any]:
     height, width = bundle.manifest.preprocess.input_size
     batches = [cv2.resize(frame, (width, height))[None].copy() for frame in frames]
     raw, whole, stages = [], [], []
-    with edgeseg.load(bundle.path, backend="openvino") as segmenter:
+    with edgeseg.load(bundle.path, backend="openvino", precision="fp32") as segmenter:
         for turn in range(-10, rounds):
             frame, batch = frames[turn % len(frames)], batches[turn % len(frames)]
             request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))

@@ -66,7 +66,8 @@ class Judge:
         height, width = bundle.manifest.preprocess.input_size
         # a frame, and the size of the image it was made of
         self._frame = lru_cache(max(1, _CACHE_BYTES // (3 * height * width)))(self._read)
-        runner = Runner(read_onnx(bundle.path / variant.file))
+        self._float = read_onnx(bundle.path / variant.file)
+        runner = Runner(self._float)
         self._reference = [_logits(runner, self._frame(index)[0]) for index in range(len(guard))]
 
     def __len__(self) -> int:
@@ -90,9 +91,11 @@ class Judge:
             difference = float(int8 - fp32)
         return Measured(len(chosen), difference, equal / pixels)
 
-    def cost_ms(self, model: onnx.ModelProto, than: onnx.ModelProto) -> float:
-        """How much longer one model takes than another in ONNX Runtime: medians of interleaved runs, milliseconds."""
-        runners, batch = [Runner(model), Runner(than)], self._frame(0)[0]
+    def cost_ms(self, model: onnx.ModelProto, than: onnx.ModelProto | None = None) -> float:
+        """How much longer one model takes than another (None: than fp32) in ONNX Runtime: milliseconds, medians of
+        interleaved runs.
+        """
+        runners, batch = [Runner(model), Runner(than or self._float)], self._frame(0)[0]
         elapsed: list[list[int]] = [[], []]
         for turn in range(_TIMED_RUNS + 2):
             for runner, times in zip(runners, elapsed, strict=True):

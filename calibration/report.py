@@ -29,7 +29,9 @@ def lines(found: Calibrated) -> list[str]:
     told += ["", *_aligned(rows)]
     tried = [(outcome, trial) for outcome in found.outcomes for trial in outcome.trials]
     if tried:
-        rows = [("stride", "encoding", "method tried", "layers in float", "mIoU", "pixels as fp32")]
+        rows = [
+            ("stride", "encoding", "tried", "layers in float", "images", "mIoU", "pixels as fp32", "ms beside fp32")
+        ]
         for outcome, trial in tried:
             measured = trial.measured
             left = str(len(trial.float_layers))
@@ -39,8 +41,10 @@ def lines(found: Calibrated) -> list[str]:
                     outcome.encoding,
                     trial.method,
                     left,
+                    str(measured.images),
                     _points(measured.difference),
                     f"{measured.agreement:.3%}",
+                    _milliseconds(trial.milliseconds),
                 )
             )
         told += ["", *_aligned(rows)]
@@ -77,13 +81,17 @@ def _layer_row(cost: LayerCost) -> tuple[str, ...]:
         cost.layer,
         f"{cost.agreement:+.3f}%",
         _points(cost.miou),
-        "" if cost.milliseconds is None else f"{cost.milliseconds:+.2f}",
+        _milliseconds(cost.milliseconds),
         f"{cost.macs:.1%}",
     )
 
 
 def _points(value: float | None) -> str:
     return "no labels" if value is None else f"{value:+.2f}"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -15,17 +15,22 @@ from edgeseg.types import Encoding
 Encode = Callable[[str, frozenset[str]], onnx.ModelProto]
 """From a method and the names of the layers in float to a graph."""
 
+_SCREENED = 32
+"""Guard images on which every method is tried; only the best two see all of them."""
 _SAMPLE = {"cpu": 24, "tensorrt": 8}
 """Guard images on which a single layer is judged, by how fast their encoding runs here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One candidate: the method, the layers in float, what it loses."""
+    """One candidate: the method, the layers in float, what it loses, and the milliseconds it takes more than fp32 in
+    ONNX Runtime (None for encodings that do not run there).
+    """
 
     method: str
     float_layers: tuple[str, ...]
     measured: Measured
+    milliseconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +90,18 @@ class Search:
         Of the methods that hold, the one whose masks agree best with fp32 is taken: on few images mIoU moves by
         chance, and a rule that gains a tenth by it is not the better one.
         """
+        some = self._spread(_SCREENED)
         for method in methods:
             if self.outcome.trials and self._late():
                 self.outcome.notes.append(f"no time for method {method}")
                 continue
-            self._try(method, fixed)
-        best = max(self.outcome.trials, key=lambda trial: (self._holds(trial), trial.measured.agreement))
+            self._try(method, fixed, some)
+        if len(some) < len(self._judge):
+            for trial in sorted(self.outcome.trials, key=lambda trial: -trial.measured.agreement)[:2]:
+                if self._holds(self._try(trial.method, fixed)):
+                    break
+        whole = [trial for trial in self.outcome.trials if trial.measured.images == len(self._judge)]
+        best = max(whole, key=lambda trial: (self._holds(trial), trial.measured.agreement))
         self._choose(best)
         if not self._holds(best):
             self._leave_out(best.method, fixed)
@@ -136,8 +147,7 @@ class Search:
     def _restore_each(self, method: str, fixed: frozenset[str]) -> None:
         """What each layer costs, alone in float beside the `fixed` ones."""
         encoding = self.outcome.encoding
-        count = min(_SAMPLE["cpu" if encoding == "cpu" else "tensorrt"], len(self._judge))
-        images = range(0, len(self._judge), max(1, len(self._judge) // count))[:count]
+        images = self._spread(_SAMPLE["cpu" if encoding == "cpu" else "tensorrt"])
         base = self._encode(method, fixed)
         before = self._judge.measure(base, encoding, images)
         known = {cost.layer for cost in self.outcome.layers}
@@ -162,9 +172,15 @@ class Search:
                 )
             )
 
-    def _try(self, method: str, floats: frozenset[str]) -> Trial:
-        measured = self._judge.measure(self._encode(method, floats), self.outcome.encoding)
-        trial = Trial(method, tuple(sorted(floats)), measured)
+    def _spread(self, count: int) -> range:
+        """At most `count` of the guard's images, from first to last."""
+        return range(0, len(self._judge), max(1, -(-len(self._judge) // count)))
+
+    def _try(self, method: str, floats: frozenset[str], images: Sequence[int] | None = None) -> Trial:
+        model = self._encode(method, floats)
+        measured = self._judge.measure(model, self.outcome.encoding, images)
+        milliseconds = self._judge.cost_ms(model) if self.outcome.encoding == "cpu" else None
+        trial = Trial(method, tuple(sorted(floats)), measured, milliseconds)
         self.outcome.trials.append(trial)
         self._tell(f"{self._title()}: {method}, {len(floats)} layers in float: {self._limit.text(measured)}")
         return trial
