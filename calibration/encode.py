@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeseg.calibration.network import ACTIVATIONS, Layer, Network
+from edgeseg.calibration.network import Layer, Network, activations
 from edgeseg.calibration.placement import Level, Placement, int8_layers, place
 from edgeseg.calibration.ranges import Range
 from edgeseg.calibration.rounding import LEVELS, IntWeights
 from edgeseg.errors import ExportError
-from edgeseg.surgery.facts import Array, attributes, copy, opset_of, prune, refill
+from edgeseg.surgery.facts import Array, attributes, copy, one_line, opset_of, prune, refill, title
 
 _OLDEST_OPSET = 13  # the first with scales per channel
 _TENSORRT_OPSET = 17
+_SINCE_18 = ("noop_with_empty_axes", "antialias", "keep_aspect_ratio_policy", "num_outputs")
 _MOST_BIAS = 1 << 30
 
 
@@ -36,22 +38,23 @@ class _Writer:
     def store(self, name: str, value: Array) -> str:
         if name not in self._stored:
             self._stored.add(name)
-            self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+            # scalars stay scalars: with scales of shape (1,) ONNX Runtime adds in float
+            self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def dequantize(self, tensor: str, scale: Array, zero: Array, made: str, axis: int | None = None) -> str:
         """Add a DequantizeLinear; `made` is its name and its output's."""
         inputs = [tensor, self.store(f"{made}.scale", scale), self.store(f"{made}.zero", zero)]
-        settings = {} if axis is None else {"axis": axis}
+        settings: dict[str, Any] = {} if axis is None else {"axis": axis}
         self.nodes.append(helper.make_node("DequantizeLinear", inputs, [made], name=made, **settings))
         return made
 
-    def quantize(self, tensor: str, scale: np.float32, zero: Array) -> str:
+    def quantize(self, tensor: str, scale: float | np.float32, zero: Array) -> str:
         """Add a pair of QuantizeLinear and DequantizeLinear behind `tensor`; returns what to read instead."""
         made, level = f"{tensor}.dequantized", f"{tensor}.quantized"
-        inputs = [tensor, self.store(f"{made}.scale", np.array(scale)), self.store(f"{made}.zero", zero)]
+        inputs = [tensor, self.store(f"{made}.scale", np.array(scale, np.float32)), self.store(f"{made}.zero", zero)]
         self.nodes.append(helper.make_node("QuantizeLinear", inputs, [level], name=level))
-        return self.dequantize(level, np.array(scale), zero, made)
+        return self.dequantize(level, np.array(scale, np.float32), zero, made)
 
     def weight(self, layer: Layer, values: Array, scale: Array) -> str:
         """Add a layer's integer weights; returns the dequantized tensor."""
@@ -63,7 +66,11 @@ class _Writer:
         refill(self.model.graph.node, self.nodes)
         del self.model.graph.value_info[:]
         self.model = prune(self.model)
-        onnx.checker.check_model(self.model, full_check=True)
+        try:
+            onnx.checker.check_model(self.model, full_check=True)
+        except Exception as error:  # the checker and shape inference raise unrelated classes
+            name, opset = self.model.graph.name, opset_of(self.model)
+            raise ExportError(f"{name} cannot be written in int8 in opset {opset}: {one_line(error)}") from error
         return self.model
 
 
@@ -81,10 +88,13 @@ def encode_cpu(
     """
     writer, placement = _Writer(network), place(network, ranges, float_layers)
     layers = {layer.node: layer for layer in network.layers}
-    by_made = {layer.made: layer for layer in network.layers}
+    following = activations(network.model.graph, network.constants)
+    dropped: set[str] = set()
     instead = _enter_on_levels(writer, network, placement)
     entry = Level(np.float32(1), network.zero or 0)
     for node in network.model.graph.node:
+        if node.name in dropped:
+            continue
         twin = onnx.NodeProto()
         twin.CopyFrom(node)
         twin.input[:] = [
@@ -94,18 +104,14 @@ def encode_cpu(
         if layer is not None and node.name in placement.int8_nodes:
             source = entry if layer.source == network.entry else placement.levels[layer.source]
             twin.input[1:] = _weight_and_bias(writer, layer, weights[layer.name], source.scale)
-            if _clamps_itself(network, layer, placement):
-                twin.output[0] = layer.output
-        elif node.op_type in ACTIVATIONS and node.input[0] in by_made:
-            before = by_made[node.input[0]]
-            if before.node in placement.int8_nodes and _clamps_itself(network, before, placement):
-                continue
+        behind = following.get(node.output[0])
+        if behind is not None and node.name in placement.int8_nodes and _clamps(network, behind, placement):
+            twin.output[0] = behind.output[0]
+            dropped.add(behind.name)
         writer.nodes.append(twin)
-        for name in node.output if layer is None else [twin.output[0]]:
+        for name in twin.output:
             if level := placement.levels.get(name):
                 instead[name] = writer.quantize(name, level.scale, np.array(level.zero, np.uint8))
-        if layer is not None and twin.output[0] != layer.made and layer.output not in instead:
-            raise AssertionError(layer.name)
     return writer.finish()
 
 
@@ -133,9 +139,9 @@ def encode_tensorrt(
             bias = writer.store(f"{layer.bias}.corrected", found.bias)
             twin.input[:] = [instead[layer.source], writer.weight(layer, found.values, found.scale), bias]
         writer.nodes.append(twin)
-        for name in set(node.output) & wanted:
-            scale = _signed_scale(network, name, ranges)
-            instead[name] = writer.quantize(name, scale, np.array(0, np.int8))
+        for name in node.output:
+            if name in wanted:
+                instead[name] = writer.quantize(name, _signed_scale(network, name, ranges), np.array(0, np.int8))
     _lower_opset(writer)
     return writer.finish()
 
@@ -171,14 +177,11 @@ def _weight_and_bias(writer: _Writer, layer: Layer, found: IntWeights, source: n
     return [weight, writer.dequantize(stored, bias_scale, zeros, f"{layer.bias}.dequantized", axis=0)]
 
 
-def _clamps_itself(network: Network, layer: Layer, placement: Placement) -> bool:
-    """Whether the ends of the output's levels do what the activation behind the layer does."""
-    level = placement.levels.get(layer.output)
-    if layer.output == layer.made or level is None:
+def _clamps(network: Network, activation: onnx.NodeProto, placement: Placement) -> bool:
+    """Whether the ends of its output's levels do what the activation does."""
+    level = placement.levels.get(activation.output[0])
+    if level is None or any(name == activation.output[0] for name, _ in placement.raw_readers):
         return False
-    if any(name == layer.output for name, _ in placement.raw_readers):
-        return False
-    activation = next(node for node in network.model.graph.node if node.input and node.input[0] == layer.made)
     low, high = 0.0, np.inf
     if activation.op_type == "Clip":
         bounds = [float(network.constants[name]) if name else None for name in (*activation.input[1:], "", "")]
@@ -187,12 +190,12 @@ def _clamps_itself(network: Network, layer: Layer, placement: Placement) -> bool
     return level.low >= low - slack and level.high <= high + slack
 
 
-def _signed_scale(network: Network, name: str, ranges: Mapping[str, Range]) -> np.float32:
+def _signed_scale(network: Network, name: str, ranges: Mapping[str, Range]) -> float:
     if name == network.entry and network.zero is not None:
-        reach = max(network.zero, 255 - network.zero)  # whole numbers from -128 on are their own levels
-        return np.float32(1 if network.zero <= LEVELS + 1 and 255 - network.zero <= LEVELS else reach / LEVELS)
+        reach = max(network.zero - 1, 255 - network.zero)  # there is a level -128 too
+        return max(1.0, reach / LEVELS)
     limit = ranges[name].limit
-    return np.float32(limit / LEVELS if limit > 0 else 1)
+    return limit / LEVELS if limit > 0 else 1.0
 
 
 def _lower_opset(writer: _Writer) -> None:
@@ -202,20 +205,20 @@ def _lower_opset(writer: _Writer) -> None:
         return
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in writer.nodes:
-        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.input) > 1:
-            axes = constants.get(node.input[1])
-            if axes is None or attributes(node).get("noop_with_empty_axes", 0):
-                raise ExportError(f"layer {node.op_type} {node.name!r} needs opset 18, TensorRT's encoding has 17")
-            del node.input[1:]
-            node.attribute.append(helper.make_attribute("axes", [int(axis) for axis in axes]))
-        for newer in ("noop_with_empty_axes", "num_outputs", "antialias", "axes", "keep_aspect_ratio_policy"):
-            if newer == "axes" and node.op_type != "Resize":
-                continue
-            if newer == "noop_with_empty_axes" and node.op_type == "ReduceSum":
-                continue
-            for index, attribute in reversed(list(enumerate(node.attribute))):
-                if attribute.name == newer:
-                    del node.attribute[index]
+        settings, newer = attributes(node), False
+        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
+            axes = constants.get(node.input[1]) if len(node.input) > 1 else None
+            if axes is not None:
+                del node.input[1:]
+                node.attribute.append(helper.make_attribute("axes", [int(axis) for axis in axes]))
+            newer = len(node.input) > 1 or (axes is None and settings.get("noop_with_empty_axes", 0) == 1)
+        elif node.op_type == "Resize":
+            stretches = settings.get("keep_aspect_ratio_policy", "stretch") == "stretch"
+            newer = not stretches or settings.get("antialias", 0) == 1 or "axes" in settings
+        if newer:
+            raise ExportError(f"layer {title(node)} needs opset 18, and the tensorrt encoding is written in 17")
+        if node.op_type != "ReduceSum":  # which had them before
+            refill(node.attribute, [attribute for attribute in node.attribute if attribute.name not in _SINCE_18])
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = _TENSORRT_OPSET

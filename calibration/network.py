@@ -30,7 +30,7 @@ class Layer:
 
     `source` and `output` are the float tensors it reads and, behind the activation that it absorbs, makes; `made` is
     the convolution's own output. `weight` names a float32 (O, I / groups, *kernel) initialiser, `bias` an (O,) one.
-    `macs` are the multiply-accumulates for one image. `is_head` where its output is the graph's: it stays float.
+    `macs` are the multiply-accumulates for one image. `is_head` where no convolution comes after: it stays float.
     """
 
     name: str
@@ -80,7 +80,7 @@ def prepare(model: onnx.ModelProto) -> Network:
 
     The first convolution then reads pixels minus `zero`. A convolution that pads does so with `zero` instead of each
     channel's mean: the difference, at the image's border only, is less than half a grey level where the channels' means
-    agree, and the largest distance of a mean from their average where not (20 levels with ImageNet's).
+    agree, and the largest distance of a mean from their average where not (11 levels with ImageNet's).
     """
     model = copy(model)
     graph = model.graph
@@ -103,11 +103,22 @@ def readers(graph: onnx.GraphProto) -> Counter[str]:
     return found
 
 
+def activations(graph: onnx.GraphProto, constants: Mapping[str, Array]) -> dict[str, onnx.NodeProto]:
+    """By the tensor they read, the activations with constant bounds that alone read a convolution or an addition."""
+    count = readers(graph)
+    made = {node.output[0] for node in graph.node if node.op_type in ("Conv", "Add") and count[node.output[0]] == 1}
+    return {
+        node.input[0]: node
+        for node in graph.node
+        if node.op_type in ACTIVATIONS and node.input[0] in made and {*node.input[1:]} <= {"", *constants}
+    }
+
+
 def _name_everything(graph: onnx.GraphProto) -> None:
     """A name for every node, a bias for every convolution, and weights that no two layers share by name."""
     taken = {node.name for node in graph.node}
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    used: set[str] = set()
+    used = {name for node in graph.node if node.op_type != "Conv" for name in node.input}
     for node in graph.node:
         if not node.name:
             node.name = unused(f"{node.op_type}.{node.output[0]}", taken)
@@ -116,13 +127,12 @@ def _name_everything(graph: onnx.GraphProto) -> None:
             continue
         inputs = list(node.input) + [""] * (3 - len(node.input))
         if inputs[1] in used:  # shared weights are quantized for each reader's own input
-            inputs[1] = _store(graph, tensors, f"{inputs[1]}", numpy_helper.to_array(tensors[inputs[1]]))
-        if not inputs[2] or inputs[2] in used:
-            channels = tensors[inputs[1]].dims[0]
-            value = (
-                numpy_helper.to_array(tensors[inputs[2]]) if inputs[2] in tensors else np.zeros(channels, np.float32)
-            )
-            inputs[2] = _store(graph, tensors, f"{inputs[1]}_bias", value)
+            inputs[1] = _store(graph, tensors, inputs[1], numpy_helper.to_array(tensors[inputs[1]]))
+        if not inputs[2]:
+            zeros = np.zeros(tensors[inputs[1]].dims[0], np.float32)
+            inputs[2] = _store(graph, tensors, f"{inputs[1]}_bias", zeros)
+        elif inputs[2] in used and inputs[2] in tensors:
+            inputs[2] = _store(graph, tensors, f"{inputs[1]}_bias", numpy_helper.to_array(tensors[inputs[2]]))
         node.input[:] = inputs
         used |= set(inputs[1:])
 
@@ -143,7 +153,7 @@ def _pool_means(graph: onnx.GraphProto, constants: Mapping[str, Array], shapes: 
 
 def _store(graph: onnx.GraphProto, tensors: dict[str, onnx.TensorProto], name: str, value: Array) -> str:
     name = unused(name, tensors)
-    tensors[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    tensors[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
     graph.initializer.append(tensors[name])
     return name
 
@@ -161,6 +171,9 @@ def _fold_pixels(graph: onnx.GraphProto, constants: Mapping[str, Array]) -> tupl
     fits = kinds[:2] == ["Cast", "Transpose"] and conv is not None and conv.op_type == "Conv" and count[tensor] == 1
     if conv is None or not fits or attributes(conv).get("group", 1) != 1:
         return None, None
+    tensors = {initializer.name: initializer for initializer in graph.initializer}
+    if attributes(chain[1]).get("perm") != [0, 3, 1, 2] or not all(name in tensors for name in conv.input[1:3]):
+        return None, None
     per_channel = {"Mul": np.ones(3), "Add": np.zeros(3)}
     for node in chain[2:]:
         constant = next((constants[name] for name in node.input if name in constants), None)
@@ -173,7 +186,6 @@ def _fold_pixels(graph: onnx.GraphProto, constants: Mapping[str, Array]) -> tupl
     weight, bias = (constants[name].astype(np.float64) for name in conv.input[1:3])
     scaled = weight * scale.reshape(1, 3, 1, 1)
     moved = bias + np.einsum("oikl,i->o", weight, shift + zero * scale)
-    tensors = {initializer.name: initializer for initializer in graph.initializer}
     for name, value in zip(conv.input[1:3], (scaled, moved), strict=True):
         tensors[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
     entry = unused("pixels.centred", [*tensors, *count])
@@ -188,19 +200,20 @@ def _fold_pixels(graph: onnx.GraphProto, constants: Mapping[str, Array]) -> tupl
 def _layers(
     graph: onnx.GraphProto, constants: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[Layer]:
-    count = readers(graph)
-    following = {node.input[0]: node for node in graph.node if node.op_type in ACTIVATIONS}
-    outputs = {value.name for value in graph.output}
+    following = activations(graph, constants)
+    leading: set[str] = set()  # to convolutions
+    for node in reversed(graph.node):
+        if node.op_type == "Conv" or leading & set(node.output):
+            leading |= set(node.input)
     names: Counter[str] = Counter()
     found = []
     for node in graph.node:
-        if node.op_type != "Conv" or node.input[1] not in constants or node.input[2] not in constants:
+        if node.op_type != "Conv" or len(node.input) < 3 or not all(name in constants for name in node.input[1:]):
             continue
         made, weight, settings = node.output[0], constants[node.input[1]], attributes(node)
         if weight.ndim != 4 or len(shapes.get(made, ())) != 4:
             continue
-        absorbs = count[made] == 1 and made in following
-        output = following[made].output[0] if absorbs else made
+        output = following[made].output[0] if made in following else made
         name = _plain(node.input[1])
         names[name] += 1
         positions = int(np.prod(shapes[made][2:]))
@@ -218,7 +231,7 @@ def _layers(
                 rates=_pair(settings.get("dilations")),
                 padding=_padding(settings, shapes[node.input[0]][2:], weight.shape[2:]),
                 macs=positions * weight.size,
-                is_head=output in outputs,
+                is_head=made not in leading,
             )
         )
     return found

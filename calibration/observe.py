@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeseg.calibration.network import Layer, Network
+from edgeseg.errors import ExportError
 from edgeseg.geometry import output_size
 from edgeseg.surgery.facts import Array
 from edgeseg.surgery.onnx_file import Runner
@@ -17,8 +18,12 @@ from edgeseg.types import Image
 Float64 = npt.NDArray[np.float64]
 
 _SAMPLES_PER_TENSOR = 1 << 18
-_POSITIONS_PER_LAYER = 12288
-"""Output positions whose patches make a layer's moments: four for each weight of the largest kernels there are."""
+_POSITIONS_PER_LAYER = 4096
+"""Output positions whose patches make a layer's moments: as good as three times as many on the embedded network."""
+
+
+_MOST_DEPTH = 1152
+"""Weights of one output whose moments are kept together, 10 MiB: a ResNet's atrous layers have 18432, 2.5 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +36,21 @@ class Seen:
 
 
 class Moments:
-    """What a layer's weights meet: patches x of its input at drawn positions, per group of channels.
+    """What a layer's weights meet: patches x of its input at drawn positions, per block of channels.
 
-    `second` is the mean of x x^T, float64 (groups, K, K), `mean` that of x, (groups, K), where K = I / groups * kernel
-    in the weights' own order. Padding counts as the zeros that the layer sees.
+    `second` is the mean of x x^T, float64 (blocks, K, K), `mean` that of x, (blocks, K), where K counts the weights
+    that one output has in the block, in the weights' own order. A block is a group of the convolution, or where that
+    is large an even part of it: what channels of different parts have in common is left out. Padding counts as the
+    zeros that the layer sees.
     """
 
     def __init__(self, layer: Layer, weight: Array) -> None:
-        self._layer, self._kernel = layer, weight.shape[2:]
-        depth = int(np.prod(weight.shape[1:]))
-        self._second = np.zeros((layer.groups, depth, depth))
-        self._sum = np.zeros((layer.groups, depth))
+        self._kernel = weight.shape[2:]
+        channels, taps = weight.shape[1], int(np.prod(weight.shape[2:]))
+        parts = next(n for n in range(1, channels + 1) if channels % n == 0 and channels // n * taps <= _MOST_DEPTH)
+        blocks, depth = layer.groups * parts, channels // parts * taps
+        self._second = np.zeros((blocks, depth, depth))
+        self._sum = np.zeros((blocks, depth))
         self.count = 0
 
     @property
@@ -52,14 +61,18 @@ class Moments:
     def mean(self) -> Float64:
         return self._sum / max(1, self.count)
 
-    def add(self, x: Array, positions: int, rng: np.random.Generator) -> None:
-        """Draw patches from one input, float32 (1, I, h, w)."""
-        layer, size = self._layer, x.shape[2:]
+    def add(self, layer: Layer, x: Array, positions: int, rng: np.random.Generator) -> None:
+        """Draw patches from one input, float32 (1, I, h, w); all there are where that is no more than `positions`.
+
+        `layer` is this one as another output stride may have it: at other strides, rates and padding.
+        """
+        size = x.shape[2:]
         rows, columns = (
             output_size(size[axis], self._kernel[axis], layer.strides[axis], layer.padding[axis], layer.rates[axis])
             for axis in (0, 1)
         )
-        drawn = rng.integers(0, rows * columns, min(positions, rows * columns))
+        there = rows * columns
+        drawn = np.arange(there) if there <= positions else rng.integers(0, there, positions)
         top, left = (drawn // columns) * layer.strides[0], (drawn % columns) * layer.strides[1]
         patches = np.zeros((x.shape[1], *self._kernel, len(drawn)), np.float32)
         for i in range(self._kernel[0]):
@@ -68,7 +81,7 @@ class Moments:
                 column = left + j * layer.rates[1] - layer.padding[1][0]
                 inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
                 patches[:, i, j, inside] = x[0][:, row[inside], column[inside]]
-        grouped = patches.reshape(layer.groups, -1, len(drawn))
+        grouped = patches.reshape(*self._sum.shape, len(drawn))
         self._second += np.matmul(grouped, grouped.transpose(0, 2, 1))
         self._sum += grouped.sum(axis=2)
         self.count += len(drawn)
@@ -114,14 +127,18 @@ def observe(
     for frame in images:
         values = dict(zip(names, runner.run({"pixels": frame[None]}, names), strict=True))
         for name, value in values.items():
+            if value.dtype != np.float32:
+                continue
+            if not np.isfinite(value).all():
+                raise ExportError(f"{name!r} is not finite on calibration image {ran + 1}: no range covers it")
             low[name], high[name] = min(low[name], float(value.min())), max(high[name], float(value.max()))
             flat = value.reshape(-1)
             drawn = flat if flat.size <= per_image else flat[rng.integers(0, flat.size, per_image)]
             samples[name].append(drawn.copy())
         for layer in network.layers:
-            moments[layer.name].add(values[layer.source], positions, rng)
+            moments[layer.name].add(layer, values[layer.source], positions, rng)
         ran += 1
-    seen = {name: Seen(low[name], high[name], np.concatenate(samples[name])) for name in names}
+    seen = {name: Seen(low[name], high[name], np.concatenate(samples[name])) for name in names if samples[name]}
     return Observation(ran, seen, moments)
 
 

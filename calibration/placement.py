@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from edgeseg.calibration.network import Network
+from edgeseg.calibration.network import Network, activations
 from edgeseg.calibration.ranges import Range
 
 _SAME_SCALE = frozenset(
@@ -66,7 +66,7 @@ def place(network: Network, ranges: Mapping[str, Range], float_layers: Collectio
         if node.name in computing or (node.op_type in _LIGHT and made_in_int8 & set(node.input)):
             computing.add(node.name)
             made_in_int8 |= set(node.output)
-    absorbed = {layer.made: layer for layer in network.layers if layer.output != layer.made}
+    absorbed = activations(graph, network.constants)
     outputs = {value.name for value in graph.output}
     quantized = []
     for name in ranges:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,14 +46,15 @@ class Ranges:
 
 
 def tabulate(graph: str, observation: Observation, images: tuple[str, ...]) -> Ranges:
-    """Apply every method to what was observed."""
-    methods = {method: {name: _RULES[method](seen) for name, seen in observation.seen.items()} for method in METHODS}
+    """Apply every method to what was observed; numbers are rounded to the seven digits that a table shows."""
+    seen = observation.seen
+    methods = {method: {name: _short(_RULES[method](one)) for name, one in seen.items()} for method in METHODS}
     return Ranges(graph, methods, images)
 
 
 def dumps(ranges: Ranges) -> bytes:
-    """The table as JSON, the same bytes for the same content; numbers to seven digits, more than float32 holds."""
-    return (json.dumps(_short(to_json(ranges)), sort_keys=True, indent=0, ensure_ascii=False) + "\n").encode()
+    """The table as JSON, the same bytes for the same content."""
+    return (json.dumps(to_json(ranges), sort_keys=True, indent=0, ensure_ascii=False) + "\n").encode()
 
 
 def loads(data: bytes, where: str) -> Ranges:
@@ -65,15 +65,15 @@ def loads(data: bytes, where: str) -> Ranges:
         raise BundleError(f"{where} is not a table of ranges ({error}): calibrate again") from error
     if ranges.format != FORMAT:
         raise BundleError(f"{where} has format {ranges.format}, this edgeseg reads {FORMAT}: calibrate again")
+    for method, table in ranges.methods.items():
+        for name, found in table.items():
+            if not found.low <= 0 <= found.high or found.limit < 0:
+                raise BundleError(f"{where} gives {name!r} by {method} an impossible range, {found}: calibrate again")
     return ranges
 
 
-def _short(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _short(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_short(item) for item in value]
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+def _short(found: Range) -> Range:
+    return Range(*(float(f"{value:.7g}") for value in (found.low, found.high, found.limit)))
 
 
 def _around_zero(low: float, high: float) -> Range:
@@ -90,8 +90,13 @@ def _percentile(share: float) -> Callable[[Seen], Range]:
     """
 
     def rule(seen: Seen) -> Range:
-        low, high = np.percentile(seen.samples, [100 - share, share])
-        return Range(min(float(low), 0.0), max(float(high), 0.0), float(np.percentile(np.abs(seen.samples), share)))
+        # values that were seen: between the few and the many there may be nothing
+        low = float(np.percentile(seen.samples, 100 - share, method="lower"))
+        high = float(np.percentile(seen.samples, share, method="higher"))
+        limit = float(np.percentile(np.abs(seen.samples), share, method="higher"))
+        if not (limit > 0 and (low < 0 or high > 0)):  # all but a few are zero: those few are what there is
+            return _minmax(seen)
+        return Range(min(low, 0.0), max(high, 0.0), limit)
 
     return rule
 
@@ -105,7 +110,7 @@ def _mse(seen: Seen) -> Range:
     best_high = min(_CLIPS, key=lambda clip: _squared_error(values, low, high * clip)) if high else 1.0
     best_low = min(_CLIPS, key=lambda clip: _squared_error(values, low * clip, high * best_high)) if low else 1.0
     limit = max(-low, high)
-    best = min(_CLIPS, key=lambda clip: _squared_error(values, -limit * clip, limit * clip))
+    best = min(_CLIPS, key=lambda clip: _squared_error(values, -limit * clip * 128 / 127, limit * clip))
     return Range(float(low * best_low), float(high * best_high), float(limit * best))
 
 
@@ -123,8 +128,10 @@ def _entropy(seen: Seen) -> Range:
     least Kullback-Leibler divergence between the histogram, clipped, and its 128 levels.
     """
     magnitudes = np.abs(seen.samples)
+    if not magnitudes.any():
+        return _minmax(seen)
     limit = max(float(magnitudes.max()), max(-seen.low, seen.high) * 1e-3)
-    histogram = np.histogram(magnitudes[magnitudes > 0], _BINS, (0, limit or 1.0))[0].astype(np.float64)
+    histogram = np.histogram(magnitudes[magnitudes > 0], _BINS, (0, limit))[0].astype(np.float64)
     kept = min(range(128, _BINS + 1, 16), key=lambda bins: _divergence(histogram, bins))
     clipped = limit * kept / _BINS
     return Range(max(min(seen.low, 0.0), -clipped), min(max(seen.high, 0.0), clipped), clipped)

@@ -45,20 +45,33 @@ def round_weights(
     """
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     peak = np.abs(rows).max(axis=1) if per_channel else np.full(len(rows), np.abs(rows).max())
-    # a channel of zeros, or of numbers too small for a float32 scale, becomes zeros on any scale
-    scale = np.where(peak > 1e-30, peak / LEVELS, 1.0).astype(np.float32)
+    # a channel of next to nothing becomes zeros on any scale, and this one leaves its bias fine steps
+    scale = np.where(peak > 1e-20, peak / LEVELS, 1e-4).astype(np.float32)
     levels = rows / scale[:, None].astype(np.float64)
     if moments is not None and second_order:
-        groups = len(moments.second)
-        rounded = _in_turn(levels.reshape(groups, -1, rows.shape[1]), moments.second).reshape(levels.shape)
+        rounded = _whole(_in_turn(_by_block(levels, moments), moments.second), levels)
     else:
         rounded = _nearest(levels)
     corrected = bias.astype(np.float64)
     if moments is not None and correct_bias:
-        error = (rounded - levels) * scale[:, None]
-        grouped = error.reshape(len(moments.mean), -1, rows.shape[1])
-        corrected = corrected - np.einsum("gok,gk->go", grouped, moments.mean).reshape(-1)
+        error = _by_block((rounded - levels) * scale[:, None], moments) * moments.mean[:, None]
+        corrected = corrected - _whole(error, levels).sum(axis=1)
     return IntWeights(rounded.astype(np.int8).reshape(weight.shape), scale, corrected.astype(np.float32))
+
+
+def _by_block(rows: Float64, moments: Moments) -> Float64:
+    """(O, K of all blocks of a group) as (blocks, O / groups, K)."""
+    blocks, depth = moments.mean.shape
+    parts = rows.shape[1] // depth
+    blocked: Float64 = rows.reshape(blocks // parts, -1, parts, depth).swapaxes(1, 2)
+    return blocked.reshape(blocks, -1, depth)
+
+
+def _whole(blocked: Float64, rows: Float64) -> Float64:
+    """What `_by_block` took apart, in the shape of `rows`."""
+    parts = rows.shape[1] // blocked.shape[2]
+    whole: Float64 = blocked.reshape(-1, parts, *blocked.shape[1:]).swapaxes(1, 2)
+    return whole.reshape(rows.shape)
 
 
 def _nearest(levels: Float64) -> Float64:
