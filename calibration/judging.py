@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from edgeseg.manifest import Variant
 from edgeseg.preprocess import Preprocessor
 from edgeseg.scoring import Counts, confusion, means, overlaps
 from edgeseg.surgery.onnx_file import Runner, read_onnx
-from edgeseg.types import Batch, Encoding, Logits, Size
+from edgeseg.types import Batch, ClassMap, Encoding, Size
 
 _CACHE_BYTES = 128 << 20
 _TIMED_RUNS = 9
@@ -41,25 +42,30 @@ class Limit:
     max_drop: float = 0.2
     max_disagreement: float = 1.0
 
+    def loss(self, measured: Measured) -> tuple[float, float]:
+        """What is lost and what may be: points of mIoU where there are labels, else percent of pixels."""
+        if measured.difference is not None:
+            return -measured.difference, self.max_drop
+        return 100 * (1 - measured.agreement), self.max_disagreement
+
     def holds(self, measured: Measured) -> bool:
         """Whether a measurement is within the limit."""
-        if measured.difference is not None:
-            return measured.difference >= -self.max_drop
-        return 100 * (1 - measured.agreement) <= self.max_disagreement
+        lost, allowed = self.loss(measured)
+        return lost <= allowed
 
     def text(self, measured: Measured) -> str:
         """The measurement beside the limit, for messages."""
+        lost, allowed = self.loss(measured)
         if measured.difference is not None:
-            return f"{measured.difference:+.2f} mIoU on {measured.images} guard images (limit -{self.max_drop:g})"
-        changed = 100 * (1 - measured.agreement)
-        return f"{changed:.2f}% of pixels changed on {measured.images} guard images (limit {self.max_disagreement:g}%)"
+            return f"{-lost:+.2f} mIoU on {measured.images} guard images (limit -{allowed:g})"
+        return f"{lost:.2f}% of pixels changed on {measured.images} guard images (limit {allowed:g}%)"
 
 
 class Judge:
-    """Compares candidates of one fp32 variant with it. Holds the fp32 logits of every guard image, and few frames."""
+    """Compares candidates of one fp32 variant with it. Holds fp32's mask of every guard image, and few frames."""
 
     def __init__(self, bundle: Bundle, variant: Variant, guard: Dataset) -> None:
-        """Runs the fp32 graph on all guard images. Raises ImageError, ExportError."""
+        """Runs the fp32 graph on all guard images. Raises ImageError, ExportError, InputError for a wrong label."""
         self._manifest = bundle.manifest
         self._guard = guard
         self._preprocessor = Preprocessor(bundle.manifest.preprocess)
@@ -68,7 +74,7 @@ class Judge:
         self._frame = lru_cache(max(1, _CACHE_BYTES // (3 * height * width)))(self._read)
         self._float = read_onnx(bundle.path / variant.file)
         runner = Runner(self._float)
-        self._reference = [_logits(runner, self._frame(index)[0]) for index in range(len(guard))]
+        self._reference = [self._answer(runner, index) for index in range(len(guard))]
 
     def __len__(self) -> int:
         return len(self._guard)
@@ -79,17 +85,12 @@ class Judge:
         chosen = range(len(self)) if images is None else images
         equal, pixels, counted = 0, 0, []
         for index in chosen:
-            batch, size = self._frame(index)
-            logits, wanted = _logits(runner, batch), self._reference[index]
-            same = network_mask(self._manifest, logits) == network_mask(self._manifest, wanted)
-            equal, pixels = equal + int(same.sum()), pixels + same.size
-            if self._guard.labelled:
-                counted.append([self._overlaps(index, values, size) for values in (logits, wanted)])
-        difference = None
-        if counted:
-            int8, fp32 = means(np.array(counted, np.int64).sum(axis=0).transpose(1, 0, 2))[1]
-            difference = float(int8 - fp32)
-        return Measured(len(chosen), difference, equal / pixels)
+            (mask, overlap), (wanted, overlap_fp32) = self._answer(runner, index), self._reference[index]
+            equal, pixels = equal + int(np.count_nonzero(mask == wanted)), pixels + mask.size
+            counted.append((overlap, overlap_fp32))
+        int8, fp32 = means(np.array(counted).sum(axis=0).transpose(1, 0, 2))[1]
+        difference = float(int8 - fp32)
+        return Measured(len(chosen), None if math.isnan(difference) else difference, equal / pixels)
 
     def cost_ms(self, model: onnx.ModelProto, than: onnx.ModelProto | None = None) -> float:
         """How much longer one model takes than another (None: than fp32) in ONNX Runtime: milliseconds, medians of
@@ -109,12 +110,14 @@ class Judge:
         frame = self._guard.frame(index)
         return self._preprocessor.prepare(frame).copy(), (frame.shape[0], frame.shape[1])
 
-    def _overlaps(self, index: int, logits: Logits, size: Size) -> Counts:
+    def _answer(self, runner: Runner, index: int) -> tuple[ClassMap, Counts]:
+        """A graph's mask of one image at network size, and its overlaps with the label, which are 0 without one."""
+        batch, size = self._frame(index)
+        logits = np.asarray(runner.run({"pixels": batch}, ["logits"])[0][0], np.float32)
+        mask, classes = network_mask(self._manifest, logits), len(self._manifest.classes)
+        if not self._guard.labelled:
+            return mask, np.zeros((2, classes), np.int64)
         grid = decode.Grid(self._manifest.align_corners, self._preprocessor.region(size))
         wants = decode.Wants(probabilities=self._manifest.values == "probabilities")
-        mask = decode.decode(logits, size, grid=grid, wants=wants).class_map
-        return overlaps(confusion(mask, self._guard.label(index, size), len(self._manifest.classes)))
-
-
-def _logits(runner: Runner, batch: Batch) -> Logits:
-    return np.asarray(runner.run({"pixels": batch}, ["logits"])[0][0], np.float32)
+        whole = decode.decode(logits, size, grid=grid, wants=wants).class_map
+        return mask, overlaps(confusion(whole, self._guard.label(index, size), classes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Collection, Sequence
@@ -19,8 +20,10 @@ from edgeseg.calibration import table
 from edgeseg.calibration.datasets import Dataset, refuse_overlap
 from edgeseg.calibration.encode import encode_cpu, encode_tensorrt
 from edgeseg.calibration.judging import Judge, Limit
+from edgeseg.calibration.network import Network, read_network
 from edgeseg.calibration.search import Outcome, Search
 from edgeseg.calibration.table import Learnt, Rounding, Tell
+from edgeseg.calibration.typed import to_typed_fp16
 from edgeseg.calibration.verification import simulated_answers
 from edgeseg.errors import BundleError, CalibrationError, InputError
 from edgeseg.manifest import Calibration, Variant
@@ -69,33 +72,38 @@ def calibrate(
     """Write a copy of the bundle at `path` to `output` with int8 variants of its fp32 ones (`output_strides`: all).
 
     `images` are what is calibrated on (`edgeseg.calibration.datasets.open_dataset`); None takes ranges and weights
-    from the bundle's own earlier calibration. `method` is one of `ranges.METHODS`; None leaves it to the guard, or is
-    `mse` without one. `float_layers` are left in float whatever the guard finds. With a `guard` every variant stays
-    within its limit on the guard's images, which must be others, or nothing is written. Int8 variants that the bundle
-    had are replaced.
+    from the bundle's own earlier calibration, and without a guard its methods and float layers too. `method` is one of
+    `ranges.METHODS`; None leaves it to the guard, or is `mse` without one. `float_layers` are left in float whatever
+    the guard finds. With a `guard` every variant stays within its limit on the guard's images, which must be others, or
+    nothing is written. All int8 variants that the bundle had are replaced.
 
     Raises CalibrationError where no candidate holds in time; InputError, ImageError, BundleError, ExportError.
     """
     path, output = Path(path), Path(output)
     bundles.refuse_overwrite(output, overwrite=overwrite)
     bundle = Bundle.open(path)
-    strides = tuple(output_strides or bundle.output_strides)
-    _check(method, encodings)
-    if guard is not None and images is not None:
-        refuse_overlap(guard.images.digests(), images.digests(), "guard images", "calibration images")
+    strides = tuple(dict.fromkeys(output_strides or bundle.output_strides))
+    _check(bundle, strides, method, encodings)
+    for dataset in (images, None if guard is None else guard.images):
+        if dataset is not None and not dataset.samples:
+            raise InputError(f"none of the images in {dataset.source} was taken: give some")
+    networks = {stride: read_network(bundle, bundle.variant(stride, "fp32")) for stride in strides}
+    _check_layers(networks, float_layers)
     clock = _Clock()
-    if images is None:
-        learnt = table.read(bundle, strides)
-    else:
-        learnt = table.learn(bundle, images, strides, rounding, seed=seed, tell=tell)
+    learnt = table.read(bundle, networks) if images is None else {}
+    if guard is not None:
+        seen = images.digests() if images is not None else _seen(learnt)
+        refuse_overlap(guard.images.digests(), seen, "guard images", "calibration images")
+    if images is not None:
+        learnt = table.learn(bundle, networks, images, rounding, seed=seed, tell=tell)
     clock.lap("calibration")
-    _check_layers(learnt, float_layers)
-    outcomes = [
-        Outcome(stride, encoding, method or DEFAULT_METHOD, _fixed(learnt[stride], float_layers))
-        for stride in strides
-        for encoding in encodings
-        if encoding != "tensorrt_fp16"
-    ]
+    earlier = _choices(bundle) if images is None and guard is None else {}
+    outcomes = []
+    for stride in strides:
+        for encoding in (one for one in ENCODINGS if one in encodings and one != "tensorrt_fp16"):
+            kept = earlier.get((stride, encoding), Calibration("", DEFAULT_METHOD))
+            floats = _fixed(learnt[stride], (*float_layers, *kept.float_layers))
+            outcomes.append(Outcome(stride, encoding, method or kept.method, floats))
     if guard is not None:
         _search(bundle, learnt, outcomes, guard, method, tell)
         clock.lap("guard")
@@ -115,7 +123,11 @@ class _Clock:
         self.seconds[name], self._last = round(now - self._last, 2), now
 
 
-def _check(method: str | None, encodings: Sequence[Encoding]) -> None:
+def _check(bundle: Bundle, strides: Sequence[int], method: str | None, encodings: Sequence[Encoding]) -> None:
+    for stride in strides:
+        if stride not in bundle.output_strides:
+            there = ", ".join(map(str, bundle.output_strides))
+            raise BundleError(f"{bundle.path} has no output stride {stride}: it has {there}")
     if method is not None and method not in tables.METHODS:
         raise InputError(f"method is {method!r}: choose one of {', '.join(tables.METHODS)}")
     if not encodings or not set(encodings) <= set(ENCODINGS):
@@ -124,11 +136,21 @@ def _check(method: str | None, encodings: Sequence[Encoding]) -> None:
         raise InputError("encoding tensorrt_fp16 is made of tensorrt: ask for both")
 
 
-def _check_layers(learnt: dict[int, Learnt], float_layers: Collection[str]) -> None:
-    known = {layer.name for found in learnt.values() for layer in found.network.layers}
+def _check_layers(networks: dict[int, Network], float_layers: Collection[str]) -> None:
+    known = {layer.name for network in networks.values() for layer in network.layers}
     for name in float_layers:
         if name not in known:
             raise InputError(f"no layer {name!r} in this network: `edgeseg inspect --all` lists them")
+
+
+def _seen(learnt: dict[int, Learnt]) -> list[str]:
+    """The digests of the images that tables were made of."""
+    return [digest for found in learnt.values() for digest in found.ranges.images]
+
+
+def _choices(bundle: Bundle) -> dict[tuple[int, Encoding], Calibration]:
+    """What an earlier calibration chose for the bundle's int8 variants."""
+    return {(v.output_stride, v.encoding): v.calibration for v in bundle.manifest.variants if v.calibration}
 
 
 def _fixed(found: Learnt, float_layers: Collection[str]) -> tuple[str, ...]:
@@ -146,31 +168,29 @@ def _encode(found: Learnt, encoding: Encoding, method: str, float_layers: Collec
 def _search(
     bundle: Bundle, learnt: dict[int, Learnt], outcomes: list[Outcome], guard: Guard, method: str | None, tell: Tell
 ) -> None:
-    """Search every variant, then spend what is left of the time on what each layer costs."""
-    deadline = time.monotonic() + guard.budget_s
-    searches = []
+    """Search every variant, each with its share of the time that is left; the rest of it tells what layers cost."""
+    end = time.monotonic() + guard.budget_s
+    searches: list[Search] = []
     for stride, found in learnt.items():
         tell(f"output stride {stride}: fp32 on {len(guard.images)} guard images")
         judge = Judge(bundle, bundle.variant(stride, "fp32"), guard.images)
         for outcome in (one for one in outcomes if one.output_stride == stride):
-
-            def encode(
-                method: str, floats: frozenset[str], found: Learnt = found, encoding: Encoding = outcome.encoding
-            ) -> onnx.ModelProto:
-                return _encode(found, encoding, method, floats)
-
+            now = time.monotonic()
+            deadline = now + (end - now) / (len(outcomes) - len(searches))
+            encode = functools.partial(_encode, found, outcome.encoding)
             search = Search(judge, encode, found.network.layers, guard.limit, deadline, outcome, tell)
             search.run([method] if method else tables.METHODS, frozenset(outcome.float_layers))
             searches.append(search)
-    for outcome in outcomes:
-        if outcome.measured is not None and not guard.limit.holds(outcome.measured):
-            raise CalibrationError(
-                f"output stride {outcome.output_stride} in encoding {outcome.encoding} loses too much: "
-                f"{guard.limit.text(outcome.measured)} with {len(outcome.float_layers)} layers in float, the best of "
-                f"{len(outcome.trials)} tried in {guard.budget_s:g} s: allow more time or loss; nothing was written"
-            )
-    for search in searches:
+            if outcome.measured is not None and not outcome.holds:
+                raise CalibrationError(
+                    f"output stride {stride} in encoding {outcome.encoding} loses too much: "
+                    f"{guard.limit.text(outcome.measured)} with {len(outcome.float_layers)} layers in float, the best "
+                    f"of {len(outcome.trials)} tried: allow more loss, or more time than {guard.budget_s:g} s; nothing "
+                    "was written"
+                )
+    for search in sorted(searches, key=lambda search: -search.outcome.output_stride):  # the fastest graphs first
         if search.outcome.encoding == "cpu":
+            search.deadline = end
             search.cost_layers()
 
 
@@ -187,29 +207,28 @@ def _write(
     floats = tuple(variant for variant in bundle.manifest.variants if variant.precision != "int8")
     kept = {bundle.manifest.golden.file, *(name for v in floats for name in (v.file, v.weights) if name)}
     files = {name: bundle.file(name).read_bytes() for name in bundle.manifest.files if name in kept}
-    guarded = tuple(guard.images.digests()) if guard is not None else None
+    guarded = guard.images.digests() if guard is not None else {}
     shared, variants = SharedWeights(_WEIGHTS), []
     for outcome in outcomes:
         stride, found = outcome.output_stride, learnt[outcome.output_stride]
-        ranges = found.ranges if guarded is None else dataclasses.replace(found.ranges, guard_images=guarded)
+        # layers that an earlier guard left in float, and this one must, were chosen on its images
+        guards = tuple(dict.fromkeys((*found.ranges.guard_images, *guarded)))
+        ranges = dataclasses.replace(found.ranges, guard_images=guards)
         name = f"ranges-os{stride}.json"
         files[name] = tables.dumps(ranges)
         how = Calibration(name, outcome.method, outcome.float_layers, len(ranges.images), len(ranges.guard_images))
         model = _encode(found, outcome.encoding, outcome.method, outcome.float_layers)
         made: dict[Encoding, onnx.ModelProto] = {outcome.encoding: model}
         if outcome.encoding == "tensorrt" and "tensorrt_fp16" in encodings:
-            from edgeseg.calibration.typed import to_typed_fp16
-
             made["tensorrt_fp16"] = to_typed_fp16(model)
         for encoding, graph in made.items():
             file = f"os{stride}-int8-{encoding.replace('_', '-')}.onnx"
             graph.graph.name = file.removesuffix(".onnx")
             shared.take_from(graph)
             files[file] = graph.SerializeToString(deterministic=True)
-            float_variant = bundle.variant(stride, "fp32")
             variants.append(
                 dataclasses.replace(
-                    float_variant,
+                    bundle.variant(stride, "fp32"),
                     precision="int8",
                     encoding=encoding,
                     file=file,
@@ -231,7 +250,7 @@ def _write(
 
 
 def _golden(bundle: Bundle, floats: Sequence[Variant], variants: Sequence[Variant], files: dict[str, bytes]) -> bytes:
-    """golden.npz with the answers of the new variants, each checked to be an answer to the same question."""
+    """golden.npz with the answers of the float variants as they are, and those of the new ones, simulated."""
     indices = range(bundle.manifest.golden.frames)
     known = {(v.output_stride, v.encoding): [bundle.golden(v, index) for index in indices] for v in floats}
     frames: list[Image] = [golden.frame for golden in next(iter(known.values()))]

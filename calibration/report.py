@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeseg.calibration.recipe import Calibrated
-from edgeseg.calibration.search import LayerCost, Outcome
+from edgeseg.calibration.search import LayerCost, Outcome, Trial
 
 _LAYERS_SHOWN = 5
+_VARIANTS = ("stride", "encoding", "method", "layers in float", "mIoU gained", "pixels as fp32")
+_TRIED = ("stride", "encoding", "tried", "layers in float", "images", "mIoU gained", "pixels as fp32", "ms beside fp32")
 
 
 def as_json(found: Calibrated) -> dict[str, Any]:
@@ -24,30 +26,10 @@ def as_json(found: Calibrated) -> dict[str, Any]:
 def lines(found: Calibrated) -> list[str]:
     """A table of the variants, one of the methods tried, and the layers that cost most."""
     told = [f"{found.bundle.path}: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())]
-    rows: list[tuple[str, ...]] = [("stride", "encoding", "method", "layers in float", "mIoU", "pixels as fp32")]
-    rows += [_variant_row(outcome) for outcome in found.outcomes]
-    told += ["", *_aligned(rows)]
-    tried = [(outcome, trial) for outcome in found.outcomes for trial in outcome.trials]
+    told += ["", *_aligned([_VARIANTS, *map(_variant_row, found.outcomes)])]
+    tried = [_trial_row(outcome, trial) for outcome in found.outcomes for trial in outcome.trials]
     if tried:
-        rows = [
-            ("stride", "encoding", "tried", "layers in float", "images", "mIoU", "pixels as fp32", "ms beside fp32")
-        ]
-        for outcome, trial in tried:
-            measured = trial.measured
-            left = str(len(trial.float_layers))
-            rows.append(
-                (
-                    str(outcome.output_stride),
-                    outcome.encoding,
-                    trial.method,
-                    left,
-                    str(measured.images),
-                    _points(measured.difference),
-                    f"{measured.agreement:.3%}",
-                    _milliseconds(trial.milliseconds),
-                )
-            )
-        told += ["", *_aligned(rows)]
+        told += ["", *_aligned([_TRIED, *tried])]
     for outcome in found.outcomes:
         told += _layer_lines(outcome)
         told += [f"output stride {outcome.output_stride}, {outcome.encoding}: {note}" for note in outcome.notes]
@@ -66,19 +48,32 @@ def _variant_row(outcome: Outcome) -> tuple[str, ...]:
     )
 
 
+def _trial_row(outcome: Outcome, trial: Trial) -> tuple[str, ...]:
+    return (
+        str(outcome.output_stride),
+        outcome.encoding,
+        trial.method,
+        str(len(trial.float_layers)),
+        str(trial.measured.images),
+        _points(trial.measured.difference),
+        f"{trial.measured.agreement:.3%}",
+        _milliseconds(trial.milliseconds),
+    )
+
+
 def _layer_lines(outcome: Outcome) -> list[str]:
     """The layers whose 8 bits cost most pixels."""
     if not outcome.layers:
         return []
     ranked = sorted(outcome.layers, key=lambda cost: -cost.agreement)[:_LAYERS_SHOWN]
-    rows = [("layer alone in float", "pixels", "mIoU", "ms", "MACs"), *map(_layer_row, ranked)]
+    rows = [("layer", "pixels", "mIoU", "ms", "MACs"), *(_layer_row(outcome, cost) for cost in ranked)]
     title = f"output stride {outcome.output_stride}, {outcome.encoding}"
-    return ["", f"{title}: what the costliest of {len(outcome.layers)} layers would gain in float", *_aligned(rows)]
+    return ["", f"{title}: what the costliest of {len(outcome.layers)} layers gain in float", *_aligned(rows)]
 
 
-def _layer_row(cost: LayerCost) -> tuple[str, ...]:
+def _layer_row(outcome: Outcome, cost: LayerCost) -> tuple[str, ...]:
     return (
-        cost.layer,
+        cost.layer + " (in float)" * (cost.layer in outcome.float_layers),
         f"{cost.agreement:+.3f}%",
         _points(cost.miou),
         _milliseconds(cost.milliseconds),
@@ -87,7 +82,7 @@ def _layer_row(cost: LayerCost) -> tuple[str, ...]:
 
 
 def _points(value: float | None) -> str:
-    return "no labels" if value is None else f"{value:+.2f}"
+    return "no labels" if value is None else f"{round(value, 2) + 0.0:+.2f}"  # no -0.00
 
 
 def _milliseconds(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import onnx
@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from edgeseg.bundle import Bundle
 from edgeseg.calibration import ranges as tables
 from edgeseg.calibration.datasets import Dataset
-from edgeseg.calibration.network import Layer, Network, read_network
+from edgeseg.calibration.network import Layer, Network
 from edgeseg.calibration.observe import Moments, observe
 from edgeseg.calibration.ranges import Ranges
 from edgeseg.calibration.rounding import IntWeights, round_weights
@@ -47,20 +47,18 @@ class Learnt:
 
 
 def learn(
-    bundle: Bundle, images: Dataset, output_strides: Sequence[int], rounding: Rounding, *, seed: int, tell: Tell
+    bundle: Bundle, networks: dict[int, Network], images: Dataset, rounding: Rounding, *, seed: int, tell: Tell
 ) -> dict[int, Learnt]:
-    """Run the calibration images through every float graph and round the weights.
+    """Run the calibration images through the float graph of every output stride, and round the weights.
 
     Weights are rounded once for all strides that share them, on what they meet at every one of these, so that the
     integer weights too are stored once. Raises ImageError, ExportError, BundleError.
     """
-    networks = {stride: read_network(bundle, bundle.variant(stride, "fp32")) for stride in output_strides}
     moments: dict[str, Moments] = {}
     digests = tuple(images.digests())
     found: dict[int, Ranges] = {}
     for stride, network in networks.items():
-        told = f"output stride {stride}: observing {len(images)} images"
-        frames = _prepared(bundle, images, lambda done, told=told: tell(f"{told} ({done})"))  # type: ignore[misc]
+        frames = _prepared(bundle, images, stride, tell)
         seen = observe(network, frames, len(images), moments=moments, shared_by=len(networks), seed=seed)
         found[stride] = tables.tabulate(f"os{stride}", seen, digests)
     rounded: dict[bytes, IntWeights] = {}
@@ -85,18 +83,21 @@ def learn(
     return learnt
 
 
-def read(bundle: Bundle, output_strides: Sequence[int]) -> dict[int, Learnt]:
+def read(bundle: Bundle, networks: dict[int, Network]) -> dict[int, Learnt]:
     """The same from a bundle that was calibrated before, without any image: its tables, and the integer weights and
     corrected biases of its tensorrt encoding. Raises BundleError where it has none.
     """
     learnt = {}
-    for stride in output_strides:
-        variant = bundle.variant(stride, "int8", "tensorrt")
-        if variant.calibration is None:
-            raise BundleError(f"{bundle.path} does not say how {variant.file} was calibrated: give images")
+    calibrated = {v.output_stride: v for v in bundle.manifest.variants if v.encoding == "tensorrt" and v.calibration}
+    for stride, network in networks.items():
+        variant = calibrated.get(stride)
+        if variant is None or variant.calibration is None:
+            raise BundleError(
+                f"{bundle.path} has no tensorrt variant of output stride {stride} that says how it was calibrated: "
+                "give images to calibrate on"
+            )
         name = variant.calibration.ranges
         ranges = tables.loads(bundle.file(name).read_bytes(), str(bundle.path / name))
-        network = read_network(bundle, bundle.variant(stride, "fp32"))
         bundle.model(variant)  # checks the hashes
         stored = {tensor.name: tensor for tensor in read_onnx(bundle.path / variant.file).graph.initializer}
         weights = {layer.name: found for layer in network.layers if (found := _stored_weights(layer, stored))}
@@ -113,9 +114,9 @@ def _stored_weights(layer: Layer, stored: dict[str, onnx.TensorProto]) -> IntWei
     return IntWeights(values, scale, bias)
 
 
-def _prepared(bundle: Bundle, images: Dataset, told: Callable[[int], None]) -> Iterator[Image]:
+def _prepared(bundle: Bundle, images: Dataset, output_stride: int, tell: Tell) -> Iterator[Image]:
     """Network-sized frames, one at a time."""
     preprocessor = Preprocessor(bundle.manifest.preprocess)
     for index in range(len(images)):
-        told(index + 1)
+        tell(f"output stride {output_stride}: observing image {index + 1} of {len(images)}")
         yield preprocessor.prepare(images.frame(index))[0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -52,6 +53,19 @@ def tell(step: str) -> None:
     """One step of long work, on stderr if that is a terminal."""
     if sys.stderr.isatty():
         click.echo(step, err=True)
+
+
+@contextmanager
+def status() -> Generator[Callable[[str], None], None, None]:
+    """Tell steps by the hundred: one line on stderr that each writes over, if that is a terminal, gone in the end."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    room = shutil.get_terminal_size().columns - 1
+    try:
+        yield lambda step: click.echo(f"\r{step[:room]:<{room}}", err=True, nl=False)
+    finally:
+        click.echo("\r" + " " * room + "\r", err=True, nl=False)
 
 
 @contextmanager

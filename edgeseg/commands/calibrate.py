@@ -10,10 +10,10 @@ import click
 
 from edgeseg import images as image_files
 from edgeseg._files import write_atomic
-from edgeseg._terminal import tell
+from edgeseg._terminal import status
 from edgeseg.bundle import Bundle
 from edgeseg.calibration.datasets import Dataset, LayoutName, open_dataset
-from edgeseg.errors import BackendMissing, BundleError, InputError
+from edgeseg.errors import BackendMissing, InputError
 from edgeseg.types import Encoding
 
 _LAYOUTS = ["auto", "folders", "camvid", "voc", "cityscapes", "ade20k"]
@@ -59,12 +59,14 @@ class _Source:
 )
 @click.option("--split", metavar="NAME", help="Which split of --images.")
 @click.option("--ignore", type=click.IntRange(0, 255), metavar="N", help="A label value that means no class.")
-@click.option("--count", type=click.IntRange(1), default=64, show_default=True, help="Images to calibrate on.")
+@click.option("--count", type=click.IntRange(1), default=64, show_default=True, help="Images to calibrate on, at most.")
 @click.option("--guard-images", "guard_folder", type=click.Path(path_type=Path), metavar="DIR",
               help="Images for the guard; others of --images if left out.")  # fmt: skip
 @click.option("--guard-labels", type=click.Path(path_type=Path), metavar="DIR", help="Their labels.")
 @click.option("--guard-split", metavar="NAME", help="Which split of --guard-images.")
-@click.option("--guard-count", type=click.IntRange(1), default=100, show_default=True, help="Images for the guard.")
+@click.option(
+    "--guard-count", type=click.IntRange(1), default=100, show_default=True, help="Images for the guard, at most."
+)
 @click.option("--no-guard", is_flag=True, help="Do not measure: write the default method.")
 @click.option("--max-drop", type=click.FloatRange(0), default=0.2, show_default=True,
               help="mIoU points that a variant may lose on the guard's labelled images.")  # fmt: skip
@@ -133,8 +135,10 @@ def command(
         raise BackendMissing(f'calibrating needs the package {error.name}: pip install "edgeseg[calibrate]"') from error
     if plot is not None:
         image_files.check_suffix(plot)
+    for file in (report, plot):
+        if file is not None and not file.parent.is_dir():
+            raise InputError(f"cannot write {file}: there is no folder {file.parent}")
     bundle = Bundle.open(bundle_path, verify=False)
-    _check_strides(bundle, strides)
     chosen, guarding = None, None
     if images is not None:
         source = _Source(images, labels, layout, split, ignore)
@@ -143,29 +147,37 @@ def command(
         guarding = drawn.without(chosen)
     elif labels is not None or split is not None:
         raise InputError("--labels and --split are about --images: give that too")
+    elif per_tensor or rounding != "second-order" or no_bias_correction:
+        raise InputError("--per-tensor, --rounding and --no-bias-correction need images to round the weights anew on")
+    if guard_folder is None and (guard_labels is not None or guard_split is not None):
+        raise InputError("--guard-labels and --guard-split are about --guard-images: give that too")
+    if guard_folder is not None and no_guard:
+        raise InputError("--guard-images and --no-guard exclude each other: leave one out")
     if guard_folder is not None:
         guarding = _Source(guard_folder, guard_labels, layout, guard_split, ignore).open(bundle)
-    if no_guard or guarding is None or not len(guarding):
-        if not no_guard and images is not None:
+    guard = None
+    if guarding is not None and not no_guard:
+        if not len(guarding):
             raise InputError(f"{images} has no image left for the guard: give --guard-images, --count or --no-guard")
-        guard = None
-    else:
         part = guarding.take(min(guard_count, len(guarding)), seed)
         guard = recipe.Guard(part, Limit(max_drop, max_disagreement), budget)
-    found = recipe.calibrate(
-        bundle_path,
-        output,
-        chosen,
-        guard=guard,
-        method=method,
-        float_layers=[name for name in (float_layers or "").split(",") if name],
-        rounding=Rounding(not per_tensor, rounding == "second-order", not no_bias_correction),
-        encodings=encodings or recipe.ENCODINGS,
-        output_strides=strides or None,
-        seed=seed,
-        overwrite=overwrite,
-        tell=tell,
-    )
+    if plot is not None and guard is None:
+        raise InputError("--plot draws what the guard measures: give it images, and leave out --no-guard")
+    with status() as tell:
+        found = recipe.calibrate(
+            bundle_path,
+            output,
+            chosen,
+            guard=guard,
+            method=method,
+            float_layers=[name.strip() for name in (float_layers or "").split(",") if name.strip()],
+            rounding=Rounding(not per_tensor, rounding == "second-order", not no_bias_correction),
+            encodings=encodings or recipe.ENCODINGS,
+            output_strides=strides or None,
+            seed=seed,
+            overwrite=overwrite,
+            tell=tell,
+        )
     text = json.dumps(reports.as_json(found), indent=2)
     if report is not None:
         write_atomic(report, text.encode() + b"\n", InputError)
@@ -175,10 +187,3 @@ def command(
         image_files.write(plot, plots.draw(found.outcomes))
     for line in [text] if as_json else reports.lines(found):
         click.echo(line)
-
-
-def _check_strides(bundle: Bundle, strides: tuple[int, ...]) -> None:
-    for stride in strides:
-        if stride not in bundle.output_strides:
-            there = ", ".join(map(str, bundle.output_strides))
-            raise BundleError(f"{bundle.path} has no output stride {stride}: it has {there}")
