@@ -157,8 +157,9 @@ def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[tuple[str, st
             wanted, strides = ("float", "tensorrt"), simulated
         runs += [(name, place, v) for v in variants if v.encoding in wanted and v.output_stride in strides]
     checked = {variant.file for *_, variant in runs}
+    lacking = "no backend here takes" if backend == "auto" else f"{backend} does not take"
     notes += [
-        f"{v.file} is not checked: {backend if backend != 'auto' else 'no backend here'} takes no {v.encoding} encoding"
+        f"{v.file} is not checked: {lacking} the encoding {v.encoding}"
         for v in variants
         if v.file not in checked and v.encoding != "float"
     ]

@@ -100,7 +100,7 @@ def test_a_named_backend_and_json(bundle: Path, capsys: pytest.CaptureFixture[st
     report = json.loads(out)
     assert (code, report["ok"], report["certificates"]) == (0, True, [])
     assert {row["backend"] for row in report["golden"]} == {"ort"}
-    assert report["notes"] == [f"{TENSORRT} is not checked: ort takes no tensorrt encoding"]
+    assert report["notes"] == [f"{TENSORRT} is not checked: ort does not take the encoding tensorrt"]
     worst = next(row["worst"] for row in report["golden"] if row["variant"] == CPU)
     assert worst["error"] <= worst["tolerance"]["logits"] == 0.2
 
