@@ -15,6 +15,7 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 MAX_WHEEL_BYTES = 45_000_000
+ON_ALL_CORES = ("-n", "auto", "--dist", "worksteal")
 
 if shutil.which("pyenv") and "PYENV_VERSION" not in os.environ:  # its other interpreters hide until they are named
     # newest first, so that plain `python3` stays a current one
@@ -31,13 +32,13 @@ def check(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("lint-imports")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *ON_ALL_CORES, *session.posargs)
 
 
 @nox.session(python=["3.10", "3.12", "3.13"])
 def torch_free(session: nox.Session) -> None:
     session.install("-e", ".[test]")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *ON_ALL_CORES, *session.posargs)
 
 
 @nox.session(python="3.11")
