@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
+@runtime_checkable
 class LabelledImages(Protocol):
     """What is measured on; `edgeseg.calibration.datasets.Dataset` is one."""
 

@@ -62,7 +62,7 @@ class Dataset:
         """
         sample = self.samples[index]
         if sample.label is None:
-            raise InputError(f"no label for {sample.image}: give the folder of the labels")
+            raise InputError(f"no label for {sample.image}: give the folder of the labels (--labels)")
         stored = indexed_png.read(sample.label)
         if stored.shape[:2] != tuple(size):
             raise ImageError(
@@ -70,7 +70,7 @@ class Dataset:
                 f"{size[0]}x{size[1]}: give labels of the images' size"
             )
         if stored.ndim == 3:
-            return _classes_of_colors(stored, self.classes, sample.label)
+            return indexed_png.classes_of_colors(stored, self.classes, sample.label)
         label = np.array(self.lut, np.int16)[stored]
         if label.min() == _UNKNOWN:
             value = stored[label == _UNKNOWN].min()
@@ -276,23 +276,3 @@ def _lut(labelling: Labelling, count: int, ignore: int | None) -> tuple[int, ...
     if ignore is not None:
         values[ignore] = IGNORE
     return tuple(values.get(value, _UNKNOWN) for value in range(256))
-
-
-def _classes_of_colors(label: Image, classes: tuple[ClassInfo, ...], path: Path) -> ClassMap:
-    """uint8 (H, W): the class of each pixel's colour, 255 where no class has it."""
-    by_color: dict[int, int] = {}
-    for index, info in enumerate(classes):
-        other = by_color.setdefault(int.from_bytes(bytes(info.color), "big"), index)
-        if other != index:
-            raise InputError(
-                f"{path} is coloured, and the bundle's classes {classes[other].name!r} and {info.name!r} have one "
-                "colour: give labels of class indices"
-            )
-    codes = np.array(sorted(by_color), np.uint32)
-    pixels = label.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    at = np.minimum(np.searchsorted(codes, pixels), len(codes) - 1)
-    indices = np.array([by_color[code] for code in codes.tolist()], np.uint8)
-    found = np.where(codes[at] == pixels, indices[at], np.uint8(IGNORE))
-    if (found == IGNORE).all():
-        raise InputError(f"{path} is coloured, in no colour of the bundle's classes: give labels of class indices")
-    return found

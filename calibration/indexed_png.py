@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from edgeseg import images
-from edgeseg.errors import ImageError
-from edgeseg.types import ClassMap, Image
+from edgeseg.errors import ImageError, InputError
+from edgeseg.manifest import ClassInfo
+from edgeseg.types import IGNORE, ClassMap, Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE, _GREY_ALPHA = 0, 3, 4
+_FOREIGN_COLORS = 16
+"""Colours of no class that one label may have: void and a few more classes; a photo has thousands."""
 
 
 def read(path: Path) -> ClassMap | Image:
@@ -47,6 +51,34 @@ def read(path: Path) -> ClassMap | Image:
     if values.max() > 255:
         raise ImageError(f"{path} has the value {values.max()}: class indices are at most 255, write them in 8 bits")
     return np.ascontiguousarray(values, np.uint8)
+
+
+def classes_of_colors(label: Image, classes: Sequence[ClassInfo], path: Path) -> ClassMap:
+    """uint8 (H, W): the class of each pixel's colour, 255 where no class has it; `path` is for messages.
+
+    Raises InputError where two classes have one colour, where no pixel has a class's, and for a photo.
+    """
+    by_color: dict[int, int] = {}
+    for index, info in enumerate(classes):
+        other = by_color.setdefault(int.from_bytes(bytes(info.color), "big"), index)
+        if other != index:
+            raise InputError(
+                f"{path} is coloured, and the bundle's classes {classes[other].name!r} and {info.name!r} have one "
+                "colour: give labels of class indices"
+            )
+    codes = np.array(sorted(by_color), np.uint32)
+    pixels = label.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    at = np.minimum(np.searchsorted(codes, pixels), len(codes) - 1)
+    known = codes[at] == pixels
+    foreign = len(np.unique(pixels[~known]))
+    if foreign > _FOREIGN_COLORS:
+        raise InputError(
+            f"{path} has {foreign} colours that are no class's of the bundle: it is a photo, or labels of other "
+            "classes; give labels of class indices, or in the classes' colours"
+        )
+    if not known.any():
+        raise InputError(f"{path} is coloured, in no colour of the bundle's classes: give labels of class indices")
+    return np.where(known, np.array([by_color[code] for code in codes.tolist()], np.uint8)[at], np.uint8(IGNORE))
 
 
 def _chunks(path: Path) -> tuple[bytes, bytes]:

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgeseg import registry
+from edgeseg._records import RecordError, from_json
+from edgeseg._terminal import status
 from edgeseg.backends.base import Options
 from edgeseg.bundle import Answers, Bundle, write
 from edgeseg.calibration.certificate import MAX_DROP, LabelledImages, measure
-from edgeseg.calibration.datasets import refuse_overlap
+from edgeseg.calibration.datasets import open_dataset, refuse_overlap
 from edgeseg.errors import BackendError, BackendMissing, BundleError, DeviceError, InputError
 from edgeseg.golden import GoldenResult, compare_golden, network_mask
 from edgeseg.loading import device_kind, executed_precision
-from edgeseg.manifest import Certificate, Manifest, Variant
+from edgeseg.manifest import MIN_IMAGES, Certificate, Manifest, Variant
 from edgeseg.types import Encoding, Image, Model
 
 SIMULATION = "simulate"
 """The backend that judges int8 graphs, and stands in for TensorRT."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Used:
+    """What a table of ranges says of the images it was made from: their SHA-256 (all of it: `calibration.ranges`)."""
+
+    images: tuple[str, ...]
+    guard_images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +74,7 @@ class LossCheck:
     @property
     def ok(self) -> bool:
         """The loss is within the limit, and not more than the bundle says."""
-        return self.measured is not None and self.measured.holds and self.as_recorded
+        return self.measured is not None and self.measured.within_limit and self.as_recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,7 @@ class Verification:
 
 def verify(
     path: str | Path,
-    images: LabelledImages | None = None,
+    images: LabelledImages | str | Path | None = None,
     *,
     backend: str = "auto",
     device: str = "auto",
@@ -94,21 +106,27 @@ def verify(
     """Check a bundle's hashes, all its golden frames on every backend here, and on labelled images what int8 loses.
 
     `backend="auto"` is every installed one that `load` would try on the device, and for TensorRT's encoding its
-    simulation. `images` are labelled ones that calibration has not seen (`edgeseg.calibration.datasets.open_dataset`);
-    `max_drop` is the loss allowed, in points of mIoU. `certify` writes what was measured into the bundle's manifest.
+    simulation. `images` are labelled ones that calibration has not seen: `edgeseg.calibration.datasets.open_dataset`
+    opens them, which a folder alone also goes through. `max_drop` is the loss allowed, in points of mIoU. `certify`
+    writes what was measured on `MIN_IMAGES` or more into the bundle's manifest, in place of what is said there.
 
     Raises BundleError for a damaged bundle, BackendError where the named backend, or every one, is missing, InputError
-    for images that were used for calibration. What is beyond its tolerance is reported, not raised.
+    for images that were used for calibration, have no labels, or are too few to certify. What is beyond its tolerance
+    is reported, not raised.
     """
     if certify and images is None:
         raise InputError("certify needs labelled images to measure on: give them")
-    if max_drop < 0:
+    if not 0 <= max_drop < math.inf:  # NaN is not
         raise InputError(f"max_drop is {max_drop}: give the mIoU points that may be lost, 0 or more")
     bundle = Bundle.open(path)
+    used = _used(bundle)
+    if isinstance(images, (str, Path)):
+        images = open_dataset(images, classes=bundle.manifest.classes)
     if images is not None:
-        _refuse_seen(bundle, images)
+        _refuse_unfit(bundle, images, used, certify)
     runs, notes = _runs(bundle, backend, "cpu" if device == "auto" else device.lower())
-    golden = [_golden(bundle, variant, name, place, threads) for name, place, variant in runs]
+    with status() as tell:
+        golden = [_golden(bundle, variant, name, place, threads, tell) for name, place, variant in runs]
     losses = []
     if images is not None:
         for check in golden:
@@ -117,6 +135,11 @@ def verify(
         if not any(variant.precision == "int8" for variant in bundle.manifest.variants):
             notes.append("no int8 variant, so no loss to measure: `edgeseg calibrate` makes one")
     if certify and losses:
+        for loss in losses:
+            new, old = loss.measured, loss.recorded
+            if new is not None and old is not None and new.images < old.images:
+                replaced = f"certified on {new.images} images in place of {old.images}"
+                notes.append(f"{loss.variant.file} on {loss.backend}: {replaced}")
         bundle = _certified(bundle, losses)
     return Verification(bundle, tuple(golden), tuple(losses), tuple(notes))
 
@@ -168,12 +191,16 @@ def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[tuple[str, st
     return runs, notes
 
 
-def _golden(bundle: Bundle, variant: Variant, backend: str, device: str, threads: int) -> GoldenCheck:
-    precision = executed_precision(variant, device)
-    frames = range(bundle.manifest.golden.frames)
+def _golden(
+    bundle: Bundle, variant: Variant, backend: str, device: str, threads: int, tell: Callable[[str], None]
+) -> GoldenCheck:
+    precision, found = executed_precision(variant, device), list[GoldenResult]()
+    count = bundle.manifest.golden.frames
     try:
         with registry.get(backend).open(bundle.model(variant), device, Options(precision, threads), None) as session:
-            found = [compare_golden(bundle, variant, session, precision, index) for index in frames]
+            for index in range(count):
+                tell(f"{variant.file} on {backend} {device}: golden frame {index + 1} of {count}")
+                found.append(compare_golden(bundle, variant, session, precision, index))
     except DeviceError:
         raise
     except (BackendError, BundleError) as error:
@@ -206,17 +233,43 @@ def _loss(
     return LossCheck(variant, check.backend, check.device, measured, recorded)
 
 
-def _refuse_seen(bundle: Bundle, images: LabelledImages) -> None:
-    digests = images.digests()
+def _used(bundle: Bundle) -> dict[str, _Used]:
+    """Per table of ranges the images it was made from; raises BundleError for what is no table."""
+    found = {}
     for name in {v.calibration.ranges: None for v in bundle.manifest.variants if v.calibration is not None}:
         try:
-            data = json.loads(bundle.file(name).read_bytes())
-        except ValueError as error:
-            raise BundleError(f"{bundle.path / name} is not JSON ({error}): calibrate again") from error
-        for key, use in (("images", "calibration images"), ("guard_images", "images that chose the float layers")):
-            seen = data.get(key) if isinstance(data, dict) else None
-            if isinstance(seen, list):
-                refuse_overlap(digests, map(str, seen), "images", f"{use} of {bundle.path.name}")
+            used = from_json(_Used, json.loads(bundle.file(name).read_bytes()), "ranges")
+            for digest in (*used.images, *used.guard_images):
+                if not re.fullmatch("[0-9a-f]{64}", digest):
+                    raise RecordError(f"ranges names an image {digest[:60]!r}: must be a SHA-256")
+        except (ValueError, RecursionError) as error:  # RecordError is a ValueError
+            raise BundleError(f"{bundle.path / name} is not a table of ranges ({error}): calibrate again") from error
+        found[name] = used
+    return found
+
+
+def _refuse_unfit(bundle: Bundle, images: LabelledImages, used: dict[str, _Used], certify: bool) -> None:
+    """Raise InputError for what cannot be measured on, before minutes go into golden frames."""
+    if not isinstance(images, LabelledImages):
+        raise InputError(
+            f"images is a {type(images).__name__}: give edgeseg.calibration.datasets.open_dataset(folder, "
+            "classes=bundle.manifest.classes), or the folder"
+        )
+    if not images.samples:
+        raise InputError("images is empty: give labelled images")
+    digests = images.digests()
+    if certify and len(digests) < MIN_IMAGES:
+        raise InputError(
+            f"a certificate needs {MIN_IMAGES} different images or more, these are {len(digests)}: give more, or "
+            "measure without certify"
+        )
+    for seen in used.values():
+        refuse_overlap(digests, seen.images, "images", f"calibration images of {bundle.path.name}")
+        refuse_overlap(
+            digests, seen.guard_images, "images", f"images that chose the float layers of {bundle.path.name}"
+        )
+    height, width = images.frame(0).shape[:2]
+    images.label(0, (height, width))
 
 
 def _certified(bundle: Bundle, losses: Sequence[LossCheck]) -> Bundle:

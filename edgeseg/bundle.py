@@ -76,14 +76,24 @@ class Bundle:
         if info is None:
             raise BundleError(f"{self.path} lists no file {name!r}: it has {', '.join(sorted(self.manifest.files))}")
         path, size = _inside(self.path, name)
+        again = f"copy it again, or {self._maker(name)} the bundle again"
         try:
             digest = sha256(path) if verify and size == info.bytes else info.sha256
         except OSError as error:
-            raise BundleError(f"{path} cannot be read ({error.strerror}): copy or export the bundle again") from error
+            raise BundleError(f"{path} cannot be read ({error.strerror}): {again}") from error
         if size != info.bytes or digest != info.sha256:
             found = f"{size} bytes instead of {info.bytes}" if size != info.bytes else f"SHA-256 {digest[:12]}…"
-            raise BundleError(f"{path} is damaged ({found}, not what the manifest lists): copy or export it again")
+            raise BundleError(f"{path} is damaged ({found}, not what the manifest lists): {again}")
         return path
+
+    def _maker(self, name: str) -> str:
+        """The command that makes a file, for messages: calibrate for those of int8 variants alone."""
+        made: dict[str, set[str | None]] = {"export": set(), "calibrate": set()}
+        for variant in self.manifest.variants:
+            maker = "calibrate" if variant.precision == "int8" else "export"
+            ranges = variant.calibration.ranges if variant.calibration else None
+            made[maker] |= {variant.file, variant.weights, ranges}
+        return "calibrate" if name in made["calibrate"] - made["export"] else "export"
 
     @property
     def output_strides(self) -> tuple[int, ...]:

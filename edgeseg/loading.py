@@ -15,7 +15,7 @@ from edgeseg.backends.base import Backend, Options, Session
 from edgeseg.bundle import Bundle
 from edgeseg.errors import BackendError, BundleError, DeviceError, EdgesegError, GoldenError, InputError
 from edgeseg.golden import check_golden
-from edgeseg.manifest import Variant
+from edgeseg.manifest import MIN_IMAGES, Variant
 from edgeseg.segmenter import Segmenter
 from edgeseg.types import Precision
 
@@ -56,7 +56,7 @@ def load(
 
     `backend="auto"` tries `registry.AUTO_ORDER` for the kind of device ("auto" means the CPU) and falls back with a
     RuntimeWarning naming the reason; a backend that is named is the only one tried. `precision="auto"` is int8 where
-    the bundle has a certificate, for this backend and kind of device, that the loss is within its limit; else fp32,
+    the bundle has a certificate that holds for this backend and kind of device (`manifest.Certificate`); else fp32,
     fp16 on an NPU, which computes nothing finer. `precision="int8"` takes the first of the backend's encodings that
     the bundle has. `output_stride=None` is 16, or the bundle's finest where it has no 16.
     `classes` keeps some (["road", "car"]) or merges ({"obstacle": ["car", "pole"]}). `threads` limits the network's
@@ -84,6 +84,7 @@ def load(
         except BackendError as error:
             failures.append((candidate.backend, error))
             continue
+        reason = ""
         for plan in plans:
             name = candidate.backend + " int8" * (plan.precision == "int8" and precision == "auto")
             try:
@@ -93,15 +94,20 @@ def load(
                 failures.append((name, error))
                 if isinstance(error, DeviceError):
                     break
+                reason = f" (int8 is certified, but {str(error).partition(': ')[0]})"
                 continue
+            landed = f"{candidate.backend} {plan.precision}" if reason else name
             for failed, failure in failures:
-                warnings.warn(f"fell back from {failed} to {name}: {failure}", RuntimeWarning, stacklevel=2)
-            choice = f"{candidate.backend} on {candidate.device}, {plan.said}, output stride {stride} ({why})"
+                warnings.warn(f"fell back from {failed} to {landed}: {failure}", RuntimeWarning, stacklevel=2)
+            choice = f"{candidate.backend} on {candidate.device}, {plan.said}{reason}, output stride {stride} ({why})"
             return Segmenter(session, bundle.manifest, plan.variant, chosen_labels, choice)
     if len(failures) == 1:
         raise failures[0][1]
-    reasons = "; ".join(f"{name}: {failure}" for name, failure in failures)
-    raise BackendError(f"no backend can run {bundle.path.name} on {device}: {reasons}")
+    names: dict[str, list[str]] = {}
+    for name, failure in failures:
+        names.setdefault(str(failure).replace(f"backend {name}", "the backend"), []).append(name)
+    reasons = "; ".join(f"{', '.join(failed)}: {reason}" for reason, failed in names.items())
+    raise BackendError(f"no backend can run {bundle.path.name} on {candidates[0].device}: {reasons}")
 
 
 def load_variant(
@@ -167,7 +173,10 @@ def _plans(
     found = next((c for c in variant.certificates if (c.backend, c.device) == here), None)
     if found is None:
         return [_Plan(floats, executed, f"{executed} (int8 is not certified for it)")]
-    said = f"{found.difference:+.2f} mIoU on {found.images} images"
+    # adding 0.0 makes -0.0 a zero
+    said = f"{round(found.difference, 2) + 0.0:+.2f} mIoU on {found.images} image{'s' * (found.images != 1)}"
+    if found.images < MIN_IMAGES:
+        return [_Plan(floats, executed, f"{executed} (int8 has {said}, a certificate needs {MIN_IMAGES})")]
     if not found.holds:
         return [_Plan(floats, executed, f"{executed} (int8 has {said}, allowed is -{found.limit:g})")]
     return [_Plan(variant, "int8", f"int8, certified: {said}"), _Plan(floats, executed, executed)]

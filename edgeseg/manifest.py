@@ -13,6 +13,10 @@ from edgeseg.types import IGNORE, Encoding, Precision, Preprocess
 FORMAT = 1
 """Version of the bundle format this code writes and reads. 1: the first (edgeseg 0.1)."""
 
+MIN_IMAGES = 20
+"""Images that a certificate needs: of fewer, the bootstrap sees too little of how images differ, and its interval says
+nothing (of one image it has no width at all)."""
+
 Rgb = tuple[int, int, int]
 
 
@@ -64,6 +68,10 @@ class Certificate:
     `interval` is the 95 % bootstrap interval of `difference` over images; `agreement` the share of pixels whose class
     is the fp32 graph's on the same backend (which is torch's: see `Parity`), `worst_image` where it is smallest. `data`
     names the labelled images by SHA-256 of their contents, `limit` the loss that was allowed.
+
+    It holds where the loss is within `limit`, measured on `MIN_IMAGES` or more. `limit` has no ceiling: what a point is
+    worth, whoever certifies knows. `runtime` is the version that was measured and binds no other: at load a golden
+    frame shows whether another computes the same graph, and measuring again renews the certificate.
     """
 
     backend: str
@@ -82,9 +90,14 @@ class Certificate:
     limit: float
 
     @property
-    def holds(self) -> bool:
+    def within_limit(self) -> bool:
         """Whether the loss stays within the limit."""
         return self.difference >= -self.limit
+
+    @property
+    def holds(self) -> bool:
+        """Whether `precision="auto"` may go by it: within the limit, on enough images."""
+        return self.within_limit and self.images >= MIN_IMAGES
 
 
 @dataclass(frozen=True, slots=True)

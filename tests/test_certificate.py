@@ -143,9 +143,11 @@ def test_the_same_masks_lose_nothing() -> None:
 
 
 def test_a_certificate_holds_up_to_its_limit() -> None:
-    made = Certificate("ort", "cpu", "", 1, "", 60, 59.8, -0.2, (-0.3, 0), {}, 1, "", 1, 0.2)
+    made = Certificate("ort", "cpu", "", 20, "", 60, 59.8, -0.2, (-0.3, 0), {}, 1, "", 1, 0.2)
     assert made.holds
     assert not dataclasses.replace(made, difference=-0.2001).holds
+    few = dataclasses.replace(made, images=19)
+    assert (few.within_limit, few.holds) == (True, False)
 
 
 def test_what_cannot_be_measured_says_so(tiny_int8: Path, scenes: Scenes) -> None:

@@ -14,9 +14,10 @@ import pytest
 
 import edgeseg
 from edgeseg import registry
-from edgeseg.backends.base import ExecutedLayer, Options
+from edgeseg.backends.base import ExecutedLayer, Options, SessionInfo
 from edgeseg.backends.execution import Execution
 from edgeseg.cli import main
+from edgeseg.commands.inspect_runtime import _lines
 from edgeseg.errors import BackendError
 from edgeseg.testing import TINY
 from edgeseg.types import Model
@@ -196,8 +197,16 @@ def test_the_command_reports_every_runtime_here(capsys: pytest.CaptureFixture[st
     code, out, err = run(capsys, "--runtime", TINY, "--backend", "ort")
     assert (code, err) == (0, "")
     assert out.startswith("onnxruntime")
-    assert "int8: 0.0% of 0.001 G" in out
+    assert "int8: 0.00% of 0.001 G" in out
     assert "openvino" not in out
+
+
+def test_the_layers_in_float_are_named() -> None:
+    few = Execution((*layers("i" * 9999 + "f"),))
+    info = SessionInfo("ort", "onnxruntime", "cpu", "CPU", "int8", 1)
+    assert _lines("ort on cpu", info, few, False)[1] == "int8: 99.99% of 0.000 G multiply-accumulates, in float: 9999"
+    many = Execution((*layers("i" + "f" * 9),))
+    assert _lines("ort on cpu", info, many, False)[1].endswith("in float: 1, 2, 3, 4, 5, 6 and 3 more")
 
 
 @pytest.mark.parametrize(

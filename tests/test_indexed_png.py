@@ -14,7 +14,8 @@ PIL = pytest.importorskip("PIL.Image")
 
 from edgeseg import images
 from edgeseg.calibration import indexed_png
-from edgeseg.errors import ImageError
+from edgeseg.errors import ImageError, InputError
+from edgeseg.manifest import ClassInfo
 from edgeseg.palette import voc_palette
 
 NOISE = np.random.default_rng(0).integers(0, 256, (19, 37), np.uint8)
@@ -130,3 +131,14 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     for missing in (tmp_path / "no.png", tmp_path, Path("a\0b")):
         with pytest.raises(ImageError, match="cannot read"):
             indexed_png.read(missing)
+
+
+def test_a_photo_is_no_coloured_label() -> None:
+    classes = (ClassInfo("a", (1, 2, 3)), ClassInfo("b", (9, 9, 9)))
+    photo = np.arange(4, 76, dtype=np.uint8).reshape(4, 6, 3)  # 24 colours
+    photo[0, 0] = 9
+    with pytest.raises(InputError, match=r"photo\.png has 23 colours that are no class's of the bundle: it is a photo"):
+        indexed_png.classes_of_colors(photo, classes, Path("photo.png"))
+    photo.reshape(-1, 3)[17:] = classes[0].color  # 16 are left
+    wanted = [1, *[255] * 16, *[0] * 7]
+    assert indexed_png.classes_of_colors(photo, classes, Path("label.png")).ravel().tolist() == wanted

@@ -33,12 +33,12 @@ def bundle(tiny_int8: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def labelled(tiny_int8: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six scenes, labelled with what TINY says of them in fp32 at stride 16: int8 can only lose."""
+    """Twenty scenes, labelled with what TINY says of them in fp32 at stride 16: int8 can only lose."""
     folder = tmp_path_factory.mktemp("labelled")
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
     with edgeseg.load(TINY, backend="ort", cache=None) as segmenter:
-        for seed in range(6):
+        for seed in range(20):
             frame = street_scene(seed, (64, 96))[0]
             images.write(folder / "images" / f"{seed}.png", frame)
             cv2.imwrite(str(folder / "labels" / f"{seed}.png"), segmenter(frame).class_map)
@@ -135,11 +135,12 @@ def test_damage_is_one_line(bundle: Path, capsys: pytest.CaptureFixture[str]) ->
     code, out, err = run(capsys, bundle)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert f"{CPU} is damaged" in err
+    assert "copy it again, or calibrate the bundle again" in err
     for arguments, told in (
         (["--certify"], "name them with --data"),
         (["--device", "toaster"], "no device 'toaster'"),
         (["--backend", "magic"], "unknown backend"),
-        (["--max-drop", "-1"], "max_drop is -1"),
+        (["--max-drop", "nan"], "max_drop is nan"),
         (["--data", "/no/where"], "missing"),
     ):
         code, out, err = run(capsys, TINY, *arguments)
@@ -154,7 +155,7 @@ def test_measured_certified_and_loaded(bundle: Path, labelled: Path, capsys: pyt
     calls = [bundle, "--data", labelled, "--max-drop", "30"]
     code, out, _ = run(capsys, *calls)
     assert code == 0
-    assert out.count(" on 6 images, ") == 5  # openvino and ort at two strides, and the simulation
+    assert out.count(" on 20 images, ") == 5  # openvino and ort at two strides, and the simulation
     assert "int8 is not certified" in edgeseg.load(bundle, backend="ort").choice
     before = {path.name: path.read_bytes() for path in bundle.iterdir() if path.name != "manifest.json"}
     assert run(capsys, *calls, "--certify", "--json")[0] == 0
@@ -164,7 +165,7 @@ def test_measured_certified_and_loaded(bundle: Path, labelled: Path, capsys: pyt
     for backend, certificate in zip(("openvino", "ort"), variant.certificates, strict=True):
         with edgeseg.load(bundle, backend=backend) as segmenter:
             assert segmenter.choice == (
-                f"{backend} on cpu, int8, certified: {certificate.difference:+.2f} mIoU on 6 images, "
+                f"{backend} on cpu, int8, certified: {certificate.difference:+.2f} mIoU on 20 images, "
                 f"output stride 16 (backend as asked)"
             )
             assert segmenter.variant == variant
@@ -197,13 +198,47 @@ def test_worse_than_the_certificate_fails(bundle: Path, labelled: Path) -> None:
 )
 def test_images_that_calibration_saw_are_refused(bundle: Path, labelled: Path, key: str, told: str) -> None:
     data = open_dataset(labelled, classes=Bundle.open(bundle).manifest.classes)
-    ranges = json.dumps({key: [list(data.digests())[2]]}).encode()
+    ranges = json.dumps({"images": [], key: [list(data.digests())[2]]}).encode()
     rewrite(bundle, lambda manifest: manifest, **{"ranges.json": ranges})
-    with pytest.raises(InputError, match=f"1 of the 6 images are among the .*{told} of tiny.edgeseg, "):
+    with pytest.raises(InputError, match=f"1 of the 20 images are among the .*{told} of tiny.edgeseg, "):
         verify(bundle, data)
-    rewrite(bundle, lambda manifest: manifest, **{"ranges.json": b"{"})
-    with pytest.raises(BundleError, match=r"ranges\.json is not JSON"):
-        verify(bundle, data)
+
+
+@pytest.mark.parametrize("table", [b"[]", b"{}", b'{"images": [', b'{"images": ["0"]}', b'{"images": {}}', b"\xff"])
+def test_a_table_of_ranges_that_is_none(bundle: Path, table: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(bundle, lambda manifest: manifest, **{"ranges.json": table})
+    code, out, err = run(capsys, bundle)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "ranges.json is not a table of ranges (" in err
+
+
+def test_images_that_do_not_serve_are_refused_first(bundle: Path, labelled: Path) -> None:
+    rewrite(bundle, lambda manifest: manifest, **{"golden.npz": b"whatever runs a golden frame fails"})
+    with pytest.raises(InputError, match=r"no label for .*0\.png: give the folder of the labels \(--labels\)"):
+        verify(bundle, labelled / "images")
+    with pytest.raises(InputError, match=r"images is a list: give edgeseg\.calibration\.datasets\.open_dataset"):
+        verify(bundle, [1])  # type: ignore[arg-type]
+    data = open_dataset(labelled, classes=Bundle.open(bundle).manifest.classes)
+    with pytest.raises(InputError, match="a certificate needs 20 different images or more, these are 19: "):
+        verify(bundle, data.take(19, 0), certify=True)
+    with pytest.raises(InputError, match="images is empty"):
+        verify(bundle, data.take(0, 0))
+    for drop in (float("nan"), float("inf"), -1):
+        with pytest.raises(InputError, match=f"max_drop is {drop}"):
+            verify(bundle, labelled, max_drop=drop)
+
+
+def test_few_images_are_told(bundle: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        shutil.copy(labelled / kind / "3.png", tmp_path / kind)
+    code, out, _ = run(capsys, bundle, "--data", tmp_path, "--max-drop", "30", "--backend", "ort")
+    assert code == 0
+    assert out.count(" on 1 image, ") == out.count("too few images to rely on: a certificate needs 20") == 2
+    assert "-0.000" not in out
+    certify(bundle)
+    notes = verify(bundle, labelled, backend="ort", certify=True, max_drop=30).notes
+    assert f"{CPU} on ort: certified on 20 images in place of 101" in notes
 
 
 def test_a_bundle_without_int8_says_so(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +254,8 @@ def test_int8_is_taken_by_encoding(bundle: Path) -> None:
     for backend in ("openvino", "ort", "simulate"):
         with edgeseg.load(bundle, backend=backend, precision="int8") as segmenter:
             assert segmenter.variant.file == CPU
+    with pytest.raises(BackendError, match=r"tiny.edgeseg on cpu: openvino, ort: the backend computes fp32 or int8 on"):
+        edgeseg.load(bundle, precision="fp16")
     rewrite(bundle, lambda m: dataclasses.replace(m, variants=tuple(v for v in m.variants if v.encoding != "cpu")))
     for backend, reason in (("openvino", "silently wrong"), ("ort", "3 to 6 times slower")):
         with pytest.raises(BackendError, match=rf"{backend} takes \(tensorrt: .*{reason}\): .*edgeseg calibrate"):
@@ -236,6 +273,8 @@ def test_int8_is_taken_by_encoding(bundle: Path) -> None:
     [
         ({}, "int8, certified: -0.12 mIoU on 101 images"),
         ({"difference": -0.3}, "fp32 (int8 has -0.30 mIoU on 101 images, allowed is -0.2)"),
+        ({"images": 19}, "fp32 (int8 has -0.12 mIoU on 19 images, a certificate needs 20)"),
+        ({"difference": -0.001}, "int8, certified: +0.00 mIoU on 101 images"),
         ({"device": "gpu"}, "fp32 (int8 is not certified for it)"),
         ({"backend": "openvino"}, "fp32 (int8 is not certified for it)"),
     ],
@@ -250,9 +289,11 @@ def test_certified_int8_that_this_machine_computes_wrong_falls_back(bundle: Path
     certify(bundle)
     other = (bundle / "os8-int8-cpu.onnx").read_bytes()
     rewrite(bundle, lambda manifest: manifest, **{CPU: other})
-    with pytest.warns(RuntimeWarning, match="fell back from ort int8 to ort: .*the int8 graph rightly"):
+    with pytest.warns(RuntimeWarning, match="fell back from ort int8 to ort fp32: .*the int8 graph rightly"):
         segmenter = edgeseg.load(bundle, backend="ort")
     assert segmenter.variant.precision == "fp32"
+    assert "fp32 (int8 is certified, but onnxruntime" in segmenter.choice
+    assert "does not compute the int8 graph rightly), output stride 16" in segmenter.choice
     frame = street_scene(3, (64, 96))[0]
     with edgeseg.load(TINY, backend="ort") as right:
         assert np.array_equal(segmenter(frame).class_map, right(frame).class_map)

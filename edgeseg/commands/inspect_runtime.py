@@ -18,6 +18,7 @@ from edgeseg.types import Precision
 Asked = Precision | Literal["auto"]
 _JUDGES = ("simulate", "reference")
 """Backends that no device runs: only by name."""
+_NAMED = 6
 
 
 def refuse(what: str | None, others: dict[str, Any]) -> None:
@@ -82,14 +83,25 @@ def _lines(choice: str, info: SessionInfo, execution: Execution, every: bool) ->
     if not execution.layers:
         return [*lines, "does not say what it executes"]
     lines += [
-        f"int8: {execution.int8_share:.1%} of {execution.macs / 1e9:.3f} G multiply-accumulates",
+        f"int8: {execution.int8_share:.2%} of {execution.macs / 1e9:.3f} G multiply-accumulates"
+        + (f", in float: {_few(floats)}" if (floats := _float_layers(execution)) and execution.int8_macs else ""),
         f"time: {_milliseconds(execution.elapsed_ns)} in {len(execution.layers)} layers, by its own profile",
-        f"float islands: {len(execution.islands) or 'none'}",
+        f"float islands between int8 layers: {len(execution.islands) or 'none'}",
     ]
     lines += [f"  {_milliseconds(island.elapsed_ns):>10}  {', '.join(island.names)}" for island in execution.islands]
     conversions = execution.conversions
     lines.append(f"conversions: {_milliseconds(total_ns(conversions))} in {len(conversions)} layers")
     return lines + _table(execution.layers if every else conversions)
+
+
+def _float_layers(execution: Execution) -> list[str]:
+    """Names of the layers with multiply-accumulates that are not int8."""
+    return [layer.name for layer in execution.layers if layer.macs and layer.precision != "int8"]
+
+
+def _few(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + f" and {more} more" * (more > 0)
 
 
 def _table(layers: tuple[ExecutedLayer, ...]) -> list[str]:
@@ -126,6 +138,7 @@ def _as_json(choice: str, info: SessionInfo, execution: Execution, every: bool) 
         "macs": execution.macs,
         "int8_macs": execution.int8_macs,
         "int8_share": execution.int8_share,
+        "float_layers": _float_layers(execution),
         "elapsed_ms": _number(execution.elapsed_ns),
         "islands": [
             {

@@ -17,6 +17,7 @@ from edgeseg.calibration.datasets import LayoutName, open_dataset
 from edgeseg.calibration.verification import GoldenCheck, LossCheck, Verification, verify
 from edgeseg.errors import InputError
 from edgeseg.loading import EMBEDDED
+from edgeseg.manifest import MIN_IMAGES, Certificate
 
 _LAYOUTS = ["auto", "folders", "camvid", "voc", "cityscapes", "ade20k"]
 _CLASSES = 6
@@ -79,7 +80,7 @@ def _print(found: Verification, certify: bool) -> None:
     files = found.bundle.manifest.files.values()
     click.echo(f"{found.bundle.path}: {len(files)} files, {sum(i.bytes for i in files) / 1e6:.1f} MB, as hashed")
     click.echo()
-    rows = [["variant", "encoding", "backend", "logits off by", "limit", "equal mask", "limit", ""]]
+    rows = [["variant", "encoding", "backend", "logits off by (limit)", "mask pixels equal (limit)", ""]]
     _table(rows + [_golden_row(check) for check in found.golden])
     for note in found.notes:
         click.echo(note)
@@ -94,10 +95,11 @@ def _golden_row(check: GoldenCheck) -> list[str]:
     variant, worst = check.variant, check.worst
     named = [variant.file, variant.encoding, f"{check.backend} {check.device}"]
     if worst is None:
-        return [*named, "", "", "", "", f"FAILED: {check.failure}"]
+        return [*named, "", "", f"FAILED: {check.failure}"]
     limit = worst.tolerance
-    figures = [f"{worst.error:.4%}", f"{limit.logits:.2%}", f"{worst.agreement:.4%}", f"{limit.mask_agreement:.2%}"]
-    return [*named, *figures, "ok" if check.ok else "FAILED"]
+    logits = f"{worst.error:.4%} {f'({limit.logits:.2%})':>8}"
+    mask = f"{worst.agreement:.4%} ({limit.mask_agreement:.2%})"
+    return [*named, logits, mask, "ok" if check.ok else "FAILED"]
 
 
 def _print_loss(loss: LossCheck) -> None:
@@ -106,24 +108,39 @@ def _print_loss(loss: LossCheck) -> None:
     if certificate is None:
         click.echo(f"{where}: FAILED: {loss.failure}")
         return
-    low, high = certificate.interval
+    count = certificate.images
     click.echo(
-        f"{where}: mIoU {certificate.miou_fp32:.2f} -> {certificate.miou:.2f} on {certificate.images} images, "
-        f"{certificate.difference:+.2f} points (95 %: {low:+.2f} to {high:+.2f}; limit {-certificate.limit:+.2f}) "
-        f"{'ok' if certificate.holds else 'FAILED'}"
+        f"{where}: mIoU {certificate.miou_fp32:.2f} -> {certificate.miou:.2f} on {count} image{'s' * (count != 1)}, "
+        f"{_points(certificate.difference)} points (95 %: {_interval(certificate)}; "
+        f"limit {_points(-certificate.limit)}) {'ok' if certificate.within_limit else 'FAILED'}"
     )
+    if count < MIN_IMAGES:
+        click.echo(f"  too few images to rely on: a certificate needs {MIN_IMAGES}")
     click.echo(
         f"  {certificate.agreement:.2%} of pixels as in fp32, least in {certificate.worst_image}: "
         f"{certificate.worst_agreement:.2%}"
     )
-    worst = sorted(certificate.iou_difference.items(), key=lambda item: item[1])[:_CLASSES]
-    click.echo("  IoU where most is lost: " + ", ".join(f"{name} {value:+.2f}" for name, value in worst))
+    lost = sorted((value, name) for name, value in certificate.iou_difference.items() if value < 0)[:_CLASSES]
+    named = ", ".join(f"{name} {_points(value)}" for value, name in lost)
+    click.echo(f"  IoU where most is lost: {named or 'nowhere'}")
     recorded = loss.recorded
     if recorded is not None:
         same = "the same" if recorded.data == certificate.data else "other"
-        low, high = recorded.interval
-        verdict = "" if loss.as_recorded else f", now beyond its interval ({low:+.2f} to {high:+.2f}): FAILED"
-        click.echo(f"  the bundle's certificate: {recorded.difference:+.2f} points on {same} images{verdict}")
+        runtime = "" if recorded.runtime == certificate.runtime else f" with {recorded.runtime}"
+        verdict = "" if loss.as_recorded else f", now beyond its interval ({_interval(recorded)}): FAILED"
+        click.echo(
+            f"  the bundle's certificate: {_points(recorded.difference)} points on {same} images{runtime}{verdict}"
+        )
+
+
+def _interval(certificate: Certificate) -> str:
+    low, high = certificate.interval
+    return f"{_points(low)} to {_points(high)}"
+
+
+def _points(value: float) -> str:
+    """A difference of mIoU, finer than the mIoU beside it; adding 0.0 makes -0.0 a zero."""
+    return f"{round(value, 3) + 0.0:+.3f}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> None:
