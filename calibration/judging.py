@@ -15,6 +15,7 @@ import onnx
 from edgeseg import decode
 from edgeseg.bundle import Bundle
 from edgeseg.calibration.datasets import Dataset
+from edgeseg.errors import InputError
 from edgeseg.golden import network_mask
 from edgeseg.manifest import Variant
 from edgeseg.preprocess import Preprocessor
@@ -37,10 +38,18 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What may be lost: points of mIoU where there are labels, else percent of pixels that change their class."""
+    """What may be lost: points of mIoU where there are labels, else percent of pixels that change their class.
+
+    Raises InputError for what is no such number: below 0, above 100, not a number.
+    """
 
     max_drop: float = 0.2
     max_disagreement: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_drop", self.max_drop), ("max_disagreement", self.max_disagreement)):
+            if not 0 <= value <= 100:
+                raise InputError(f"{name} is {value}: give 0 to 100")
 
     def loss(self, measured: Measured) -> tuple[float, float]:
         """What is lost and what may be: points of mIoU where there are labels, else percent of pixels."""
@@ -92,11 +101,9 @@ class Judge:
         difference = float(int8 - fp32)
         return Measured(len(chosen), None if math.isnan(difference) else difference, equal / pixels)
 
-    def cost_ms(self, model: onnx.ModelProto, than: onnx.ModelProto | None = None) -> float:
-        """How much longer one model takes than another (None: than fp32) in ONNX Runtime: milliseconds, medians of
-        interleaved runs.
-        """
-        runners, batch = [Runner(model), Runner(than or self._float)], self._frame(0)[0]
+    def milliseconds(self, model: onnx.ModelProto, beside: onnx.ModelProto | None = None) -> tuple[float, float]:
+        """How long one model takes in ONNX Runtime, and another (None: fp32): medians of interleaved runs."""
+        runners, batch = [Runner(model), Runner(beside or self._float)], self._frame(0)[0]
         elapsed: list[list[int]] = [[], []]
         for turn in range(_TIMED_RUNS + 2):
             for runner, times in zip(runners, elapsed, strict=True):
@@ -104,7 +111,7 @@ class Judge:
                 runner.run({"pixels": batch}, ["logits"])
                 if turn >= 2:
                     times.append(time.perf_counter_ns() - begin)
-        return (statistics.median(elapsed[0]) - statistics.median(elapsed[1])) / 1e6
+        return statistics.median(elapsed[0]) / 1e6, statistics.median(elapsed[1]) / 1e6
 
     def _read(self, index: int) -> tuple[Batch, Size]:
         frame = self._guard.frame(index)

@@ -2,62 +2,70 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import os
 import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-
 from edgeseg import bundle as bundles
-from edgeseg import manifest
 from edgeseg.bundle import Bundle
 from edgeseg.calibration import ranges as tables
 from edgeseg.calibration import table
-from edgeseg.calibration.datasets import Dataset, refuse_overlap
-from edgeseg.calibration.encode import encode_cpu, encode_tensorrt
+from edgeseg.calibration.datasets import Dataset, open_dataset, refuse_overlap
 from edgeseg.calibration.judging import Judge, Limit
 from edgeseg.calibration.network import Network, read_network
 from edgeseg.calibration.search import Outcome, Search
 from edgeseg.calibration.table import Learnt, Rounding, Tell
-from edgeseg.calibration.typed import to_typed_fp16
-from edgeseg.calibration.verification import simulated_answers
-from edgeseg.errors import BundleError, CalibrationError, InputError
-from edgeseg.manifest import Calibration, Variant
-from edgeseg.surgery.shared_weights import SharedWeights
-from edgeseg.types import Encoding, Image, Model
+from edgeseg.calibration.writing import encoded, write
+from edgeseg.errors import BundleError, CalibrationError, EdgesegError, InputError
+from edgeseg.manifest import Calibration
+from edgeseg.types import IGNORE, Encoding
+
+__all__ = ["DEFAULT_METHOD", "ENCODINGS", "Calibrated", "Guard", "Limit", "Rounding", "calibrate", "check_writable"]
 
 DEFAULT_METHOD = "mse"
 """Of the rules for ranges, the one whose masks agree best with fp32 on the networks measured (README)."""
 ENCODINGS: tuple[Encoding, ...] = ("cpu", "tensorrt", "tensorrt_fp16")
-_WEIGHTS = "weights-int8.bin"
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """How accuracy is guarded: on which images, within which limit, for at most how many seconds."""
+    """How accuracy is guarded: on which images, within which limit, for at most how many seconds.
+
+    Raises InputError for images that are no Dataset, and for a time below zero or not a number.
+    """
 
     images: Dataset
     limit: Limit = Limit()  # noqa: RUF009 (frozen)
     budget_s: float = 600.0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.images, Dataset):
+            raise InputError(f"the guard's images are {self.images!r}: open them with open_dataset")
+        if not self.budget_s >= 0:
+            raise InputError(f"budget_s is {self.budget_s}: give seconds, 0 or more")
+
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """A calibrated bundle, what the search found per variant, and how long each step took, in seconds."""
+    """A calibrated bundle, what the search found per variant, and how long each step took, in seconds.
+
+    `notes` say what was not done, and what the bundle had that this one has not.
+    """
 
     bundle: Bundle
     outcomes: tuple[Outcome, ...]
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def calibrate(
     path: str | Path,
     output: str | Path,
-    images: Dataset | None,
+    images: Dataset | str | Path | None,
     *,
     guard: Guard | None = None,
     method: str | None = None,
@@ -71,29 +79,37 @@ def calibrate(
 ) -> Calibrated:
     """Write a copy of the bundle at `path` to `output` with int8 variants of its fp32 ones (`output_strides`: all).
 
-    `images` are what is calibrated on (`edgeseg.calibration.datasets.open_dataset`); None takes ranges and weights
-    from the bundle's own earlier calibration, and without a guard its methods and float layers too. `method` is one of
-    `ranges.METHODS`; None leaves it to the guard, or is `mse` without one. `float_layers` are left in float whatever
-    the guard finds. With a `guard` every variant stays within its limit on the guard's images, which must be others, or
-    nothing is written. All int8 variants that the bundle had are replaced.
+    `images` are what is calibrated on (`edgeseg.calibration.datasets.open_dataset`, or a folder, all of it); None takes
+    ranges and weights from the bundle's own earlier calibration (`output_strides`: those that have one), and without a
+    guard its methods and float layers too. `method` is one of `ranges.METHODS`; None leaves it to the guard, or is
+    `mse` without one. `float_layers` are left in float whatever the guard finds. With a `guard` every variant stays
+    within its limit on the guard's images, which must be others, or nothing is written. All int8 variants that the
+    bundle had are replaced.
 
     Raises CalibrationError where no candidate holds in time; InputError, ImageError, BundleError, ExportError.
     """
     path, output = Path(path), Path(output)
     bundles.refuse_overwrite(output, overwrite=overwrite)
+    check_writable(output, BundleError)
     bundle = Bundle.open(path)
-    strides = tuple(dict.fromkeys(output_strides or bundle.output_strides))
-    _check(bundle, strides, method, encodings)
+    if isinstance(images, (str, Path)):
+        images = open_dataset(images, classes=bundle.manifest.classes)
+    if not isinstance(images, Dataset | None):
+        raise InputError(f"images are {images!r}: give a folder, or what open_dataset returns")
+    there = bundle.output_strides if images is not None else table.strides(bundle)
+    strides = tuple(dict.fromkeys(there if output_strides is None else output_strides))
+    _check(bundle, strides, method, encodings, seed)
     for dataset in (images, None if guard is None else guard.images):
         if dataset is not None and not dataset.samples:
             raise InputError(f"none of the images in {dataset.source} was taken: give some")
     networks = {stride: read_network(bundle, bundle.variant(stride, "fp32")) for stride in strides}
-    _check_layers(networks, float_layers)
+    _check_layers(bundle, networks, float_layers)
     clock = _Clock()
     learnt = table.read(bundle, networks) if images is None else {}
+    guarded = guard.images.digests() if guard is not None else {}
     if guard is not None:
-        seen = images.digests() if images is not None else _seen(learnt)
-        refuse_overlap(guard.images.digests(), seen, "guard images", "calibration images")
+        refuse_overlap(guarded, images.digests() if images else _seen(learnt), "guard images", "calibration images")
+        _check_labels(guard.images)
     if images is not None:
         learnt = table.learn(bundle, networks, images, rounding, seed=seed, tell=tell)
     clock.lap("calibration")
@@ -103,14 +119,32 @@ def calibrate(
         for encoding in (one for one in ENCODINGS if one in encodings and one != "tensorrt_fp16"):
             kept = earlier.get((stride, encoding), Calibration("", DEFAULT_METHOD))
             floats = _fixed(learnt[stride], (*float_layers, *kept.float_layers))
-            outcomes.append(Outcome(stride, encoding, method or kept.method, floats))
+            chosen = (method or kept.method, floats)
+            # a guard speaks for what it chose, not for what was changed since
+            count = len(guarded) or (kept.guard_images if chosen == (kept.method, kept.float_layers) else 0)
+            outcomes.append(Outcome(stride, encoding, *chosen, guard_images=count))
     if guard is not None:
         _search(bundle, learnt, outcomes, guard, method, tell)
         clock.lap("guard")
     tell("writing")
-    written = _write(bundle, output, learnt, outcomes, encodings, guard, overwrite)
-    clock.lap("writing and golden frames")
-    return Calibrated(written, tuple(outcomes), clock.seconds)
+    written = write(bundle, output, learnt, outcomes, encodings, guarded, overwrite)
+    clock.lap("writing")
+    notes = (*_unguarded(guard, again=images is None), *_lost(bundle, written))
+    return Calibrated(written, tuple(outcomes), clock.seconds, notes)
+
+
+def check_writable(path: Path, error: type[EdgesegError] = InputError) -> None:
+    """Raise `error` where there is no folder to write `path` into, or nothing can be written there."""
+    try:
+        folder = os.path.dirname(os.path.realpath(path))
+        if not os.path.isdir(folder):
+            raise error(f"cannot write {path}: there is no folder {path.parent}")
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder):
+            pass
+    except (OSError, ValueError) as reason:  # ValueError: a NUL in the path
+        if isinstance(reason, error):
+            raise
+        raise error(f"cannot write {path}: {getattr(reason, 'strerror', None) or reason}") from reason
 
 
 class _Clock:
@@ -123,7 +157,13 @@ class _Clock:
         self.seconds[name], self._last = round(now - self._last, 2), now
 
 
-def _check(bundle: Bundle, strides: Sequence[int], method: str | None, encodings: Sequence[Encoding]) -> None:
+def _check(
+    bundle: Bundle, strides: Sequence[int], method: str | None, encodings: Sequence[Encoding], seed: int
+) -> None:
+    if not strides:
+        raise InputError("output_strides is empty: name some, or leave it out")
+    if seed < 0:
+        raise InputError(f"seed is {seed}: give 0 or more")
     for stride in strides:
         if stride not in bundle.output_strides:
             there = ", ".join(map(str, bundle.output_strides))
@@ -136,11 +176,19 @@ def _check(bundle: Bundle, strides: Sequence[int], method: str | None, encodings
         raise InputError("encoding tensorrt_fp16 is made of tensorrt: ask for both")
 
 
-def _check_layers(networks: dict[int, Network], float_layers: Collection[str]) -> None:
+def _check_layers(bundle: Bundle, networks: dict[int, Network], float_layers: Collection[str]) -> None:
     known = {layer.name for network in networks.values() for layer in network.layers}
     for name in float_layers:
         if name not in known:
-            raise InputError(f"no layer {name!r} in this network: `edgeseg inspect --all` lists them")
+            raise InputError(f"no layer {name!r} in this network: `edgeseg inspect --all {bundle.path}` lists them")
+
+
+def _check_labels(guard: Dataset) -> None:
+    """Refuse labels without a single pixel of a class: nothing could be said of mIoU."""
+    if guard.labelled and all(
+        (guard.label(index, guard.frame(index).shape[:2]) == IGNORE).all() for index in range(len(guard))
+    ):
+        raise InputError(f"the guard's labels of {guard.source} are void throughout: give others, or none")
 
 
 def _seen(learnt: dict[int, Learnt]) -> list[str]:
@@ -153,16 +201,29 @@ def _choices(bundle: Bundle) -> dict[tuple[int, Encoding], Calibration]:
     return {(v.output_stride, v.encoding): v.calibration for v in bundle.manifest.variants if v.calibration}
 
 
+def _unguarded(guard: Guard | None, *, again: bool) -> list[str]:
+    if guard is not None:
+        return []
+    kept = "; rules and layers in float are the earlier calibration's, where not given" if again else ""
+    return [f"no guard ran: nothing was measured{kept}"]
+
+
+def _lost(before: Bundle, after: Bundle) -> list[str]:
+    """What the bundle had in int8 that is not in this one."""
+    old = {v.file: v for v in before.manifest.variants if v.precision == "int8"}
+    if not old:
+        return []
+    replaced = [Path(name).stem for name in old if name in after.manifest.files]
+    dropped = [Path(name).stem for name in old if name not in after.manifest.files]
+    said = [f"{what}: {', '.join(names)}" for what, names in (("replaced", replaced), ("dropped", dropped)) if names]
+    if any(variant.certificates for variant in old.values()):
+        said.append("certificates are void: edgeseg verify --certify")
+    return [f"int8 variants {'; '.join(said)}"]
+
+
 def _fixed(found: Learnt, float_layers: Collection[str]) -> tuple[str, ...]:
     names = {layer.name for layer in found.network.layers}
     return tuple(sorted(found.float_only | (names & set(float_layers))))
-
-
-def _encode(found: Learnt, encoding: Encoding, method: str, float_layers: Collection[str]) -> onnx.ModelProto:
-    if method not in found.ranges.methods:
-        raise BundleError(f"the table of {found.ranges.graph} has no method {method!r}: calibrate again, with images")
-    encode = encode_cpu if encoding == "cpu" else encode_tensorrt
-    return encode(found.network, found.ranges.methods[method], found.weights, float_layers)
 
 
 def _search(
@@ -177,99 +238,21 @@ def _search(
         for outcome in (one for one in outcomes if one.output_stride == stride):
             now = time.monotonic()
             deadline = now + (end - now) / (len(outcomes) - len(searches))
-            encode = functools.partial(_encode, found, outcome.encoding)
+            encode = functools.partial(encoded, found, outcome.encoding)
             search = Search(judge, encode, found.network.layers, guard.limit, deadline, outcome, tell)
             search.run([method] if method else tables.METHODS, frozenset(outcome.float_layers))
             searches.append(search)
             if outcome.measured is not None and not outcome.holds:
+                why, advice = "up to all layers but one in float", "allow more loss"
+                if not search.exhausted:
+                    why = "; ".join(["time ran out", *outcome.notes])
+                    advice = f"give more time than {guard.budget_s:g} s, or allow more loss"
                 raise CalibrationError(
                     f"output stride {stride} in encoding {outcome.encoding} loses too much: "
                     f"{guard.limit.text(outcome.measured)} with {len(outcome.float_layers)} layers in float, the best "
-                    f"of {len(outcome.trials)} tried: allow more loss, or more time than {guard.budget_s:g} s; nothing "
-                    "was written"
+                    f"of {len(outcome.trials)} tried ({why}): {advice}; nothing was written"
                 )
     for search in sorted(searches, key=lambda search: -search.outcome.output_stride):  # the fastest graphs first
         if search.outcome.encoding == "cpu":
             search.deadline = end
             search.cost_layers()
-
-
-def _write(
-    bundle: Bundle,
-    output: Path,
-    learnt: dict[int, Learnt],
-    outcomes: Sequence[Outcome],
-    encodings: Sequence[Encoding],
-    guard: Guard | None,
-    overwrite: bool,
-) -> Bundle:
-    """The bundle with its float variants as they are, new int8 ones beside them, and their golden answers."""
-    floats = tuple(variant for variant in bundle.manifest.variants if variant.precision != "int8")
-    kept = {bundle.manifest.golden.file, *(name for v in floats for name in (v.file, v.weights) if name)}
-    files = {name: bundle.file(name).read_bytes() for name in bundle.manifest.files if name in kept}
-    guarded = guard.images.digests() if guard is not None else {}
-    shared, variants = SharedWeights(_WEIGHTS), []
-    for outcome in outcomes:
-        stride, found = outcome.output_stride, learnt[outcome.output_stride]
-        # layers that an earlier guard left in float, and this one must, were chosen on its images
-        guards = tuple(dict.fromkeys((*found.ranges.guard_images, *guarded)))
-        ranges = dataclasses.replace(found.ranges, guard_images=guards)
-        name = f"ranges-os{stride}.json"
-        files[name] = tables.dumps(ranges)
-        how = Calibration(name, outcome.method, outcome.float_layers, len(ranges.images), len(ranges.guard_images))
-        model = _encode(found, outcome.encoding, outcome.method, outcome.float_layers)
-        made: dict[Encoding, onnx.ModelProto] = {outcome.encoding: model}
-        if outcome.encoding == "tensorrt" and "tensorrt_fp16" in encodings:
-            made["tensorrt_fp16"] = to_typed_fp16(model)
-        for encoding, graph in made.items():
-            file = f"os{stride}-int8-{encoding.replace('_', '-')}.onnx"
-            graph.graph.name = file.removesuffix(".onnx")
-            shared.take_from(graph)
-            files[file] = graph.SerializeToString(deterministic=True)
-            variants.append(
-                dataclasses.replace(
-                    bundle.variant(stride, "fp32"),
-                    precision="int8",
-                    encoding=encoding,
-                    file=file,
-                    weights=_WEIGHTS,
-                    parity=None,
-                    calibration=how,
-                )
-            )
-    files[_WEIGHTS] = shared.data()
-    files[bundle.manifest.golden.file] = _golden(bundle, floats, variants, files)
-    made_manifest = dataclasses.replace(
-        bundle.manifest,
-        name=output.stem,
-        variants=(*floats, *variants),
-        files={name: bundles.describe_file(data) for name, data in files.items()},
-        golden=dataclasses.replace(bundle.manifest.golden, tolerances=manifest.TOLERANCES),
-    )
-    return bundles.write(output, made_manifest, files, overwrite=overwrite)
-
-
-def _golden(bundle: Bundle, floats: Sequence[Variant], variants: Sequence[Variant], files: dict[str, bytes]) -> bytes:
-    """golden.npz with the answers of the float variants as they are, and those of the new ones, simulated."""
-    indices = range(bundle.manifest.golden.frames)
-    known = {(v.output_stride, v.encoding): [bundle.golden(v, index) for index in indices] for v in floats}
-    frames: list[Image] = [golden.frame for golden in next(iter(known.values()))]
-    answers = {key: [(golden.logits, golden.class_map) for golden in goldens] for key, goldens in known.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / _WEIGHTS).write_bytes(files[_WEIGHTS])
-        for variant in variants:
-            if variant.encoding == "tensorrt_fp16":
-                continue
-            graph = Path(folder) / variant.file
-            graph.write_bytes(files[variant.file])
-            model = Model(
-                path=graph,
-                digest=bundles.describe_file(files[variant.file]).sha256,
-                precision="int8",
-                encoding=variant.encoding,
-                input_size=bundle.manifest.preprocess.input_size,
-                logits_shape=variant.logits_shape,
-                batch=variant.batch,
-            )
-            answers[variant.output_stride, variant.encoding] = simulated_answers(model, bundle.manifest, frames)
-    return bundles.pack_golden(frames, answers)

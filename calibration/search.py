@@ -25,27 +25,28 @@ _RANKED = 8
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One candidate: the method, the layers in float, what it loses, and the milliseconds it takes more than fp32 in
-    ONNX Runtime (None for encodings that do not run there).
+    """One candidate: the method, the layers in float, what it loses, and the milliseconds that it and fp32 beside it
+    take in ONNX Runtime (None for encodings that do not run there).
     """
 
     method: str
     float_layers: tuple[str, ...]
     measured: Measured
-    milliseconds: float | None
+    milliseconds: float | None = None
+    milliseconds_fp32: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
     """What a layer's 8 bits cost, the others as chosen: so many percent of pixels more agree with fp32 in float.
 
-    `miou` is the same in points (None without labels), both on few images; `milliseconds` is what float costs in ONNX
-    Runtime (None for encodings that do not run there); `macs` its share of the network's multiply-accumulates.
+    `miou_gain` is the same in points (None without labels), both on few images; `milliseconds` is what float costs in
+    ONNX Runtime (None for encodings that do not run there); `macs` its share of the network's multiply-accumulates.
     """
 
     layer: str
-    agreement: float
-    miou: float | None
+    agreement_gain: float
+    miou_gain: float | None
     milliseconds: float | None
     macs: float
 
@@ -54,7 +55,8 @@ class LayerCost:
 class Outcome:
     """What a search found for one variant: the chosen method and layers in float, and all that was tried.
 
-    Without a guard there is no `limit`, nothing is `measured`, and the choice is what was asked for.
+    Without a guard there is no `limit`, nothing is `measured`, and the choice is what was asked for. `guard_images` is
+    how many images the guard had that made this choice, now or in an earlier calibration; 0 where none did.
     """
 
     output_stride: int
@@ -66,15 +68,23 @@ class Outcome:
     trials: list[Trial] = field(default_factory=list)
     layers: list[LayerCost] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    guard_images: int = 0
 
     @property
     def holds(self) -> bool:
         """Whether what was chosen was measured and is within the limit."""
         return self.limit is not None and self.measured is not None and self.limit.holds(self.measured)
 
+    def is_choice(self, trial: Trial) -> bool:
+        """Whether this trial is the one that was chosen."""
+        return (self.method, self.float_layers, self.measured) == (trial.method, trial.float_layers, trial.measured)
+
 
 class Search:
-    """One variant's search; `deadline` is on `time.monotonic`'s clock, and may be moved."""
+    """One variant's search; `deadline` is on `time.monotonic`'s clock, and may be moved.
+
+    `exhausted` says that nothing was left to try, rather than no time.
+    """
 
     def __init__(
         self,
@@ -91,6 +101,7 @@ class Search:
         self._macs = sum(layer.macs for layer in layers)
         self.outcome, self.deadline, self._tell = outcome, deadline, tell
         self._fixed: frozenset[str] = frozenset()
+        self.exhausted = False
         outcome.limit = limit
 
     def run(self, methods: Sequence[str], fixed: frozenset[str] = frozenset()) -> Outcome:
@@ -128,7 +139,7 @@ class Search:
         )
         for number, layer in enumerate(waiting):
             if self._late():
-                outcome.notes.append(f"no time for the cost of {len(waiting) - number} layers")
+                outcome.notes.append(f"{len(waiting) - number} layers were not measured: no time")
                 break
             self._tell(f"{self._title()}: the other way round, {layer.name} ({number + 1} of {len(waiting)})")
             model = self._encode(outcome.method, floats ^ {layer.name})
@@ -137,15 +148,12 @@ class Search:
             miou = None
             if there.difference is not None and here.difference is not None:
                 miou = sign * (there.difference - here.difference)
-            outcome.layers.append(
-                LayerCost(
-                    layer.name,
-                    sign * 100 * (there.agreement - here.agreement),
-                    miou,
-                    sign * self._judge.cost_ms(model, chosen) if outcome.encoding == "cpu" else None,
-                    layer.macs / self._macs,
-                )
-            )
+            milliseconds = None
+            if outcome.encoding == "cpu":
+                took, before = self._judge.milliseconds(model, chosen)
+                milliseconds = sign * (took - before)
+            agreement = sign * 100 * (there.agreement - here.agreement)
+            outcome.layers.append(LayerCost(layer.name, agreement, miou, milliseconds, layer.macs / self._macs))
 
     def _leave_out(self, methods: Sequence[str], fixed: frozenset[str]) -> None:
         """Leave the worst layers in float: 1, 2, 4, ... until the limit holds, then as few of these as it needs.
@@ -156,7 +164,9 @@ class Search:
         now = time.monotonic()
         ranked = self._ranked(self.outcome.method, fixed, now + (self.deadline - now) / 2)  # then there is time to try
         # never every layer: it would be int8 by name only
-        names = ranked[: len(self._layers) - len(fixed) - 1]
+        most = max(0, len(self._layers) - len(fixed) - 1)
+        names = ranked[:most]
+        self.exhausted = not most and not self._late()
         fails, count = 0, 1
         while names and not self._late():
             count = min(count, len(names))
@@ -164,10 +174,10 @@ class Search:
             if self._holds(trial) or trial.measured.agreement > self._chosen().agreement:
                 self._choose(trial)
             if self._holds(trial) or count == len(names):
+                self.exhausted = len(names) == most
                 break
             fails, count = count, count * 2
         if not self.outcome.holds:
-            self.outcome.notes.append(f"no set of layers in float holds among the {len(self.outcome.trials)} tried")
             return
         holds, method = count, self.outcome.method
         while holds - fails > 1 and not self._late():
@@ -219,8 +229,8 @@ class Search:
                 return trial
         model = self._encode(method, floats)
         measured = self._judge.measure(model, self.outcome.encoding, images)
-        milliseconds = self._judge.cost_ms(model) if self.outcome.encoding == "cpu" else None
-        trial = Trial(method, layers, measured, milliseconds)
+        took = self._judge.milliseconds(model) if self.outcome.encoding == "cpu" else (None, None)
+        trial = Trial(method, layers, measured, *took)
         self.outcome.trials.append(trial)
         self._tell(f"{self._title()}: {method}, {len(floats)} layers in float: {self._limit.text(measured)}")
         return trial

@@ -83,6 +83,22 @@ def learn(
     return learnt
 
 
+def strides(bundle: Bundle) -> tuple[int, ...]:
+    """The output strides that an earlier calibration covered; raises BundleError where there was none."""
+    calibrated = [v for v in bundle.manifest.variants if v.calibration]
+    if not calibrated:
+        raise BundleError(f"{bundle.path} was never calibrated: give --images DIR")
+    readable = [v for v in calibrated if v.encoding == "tensorrt"]
+    return tuple(sorted({v.output_stride for v in readable or calibrated}))
+
+
+def calibrated_on(bundle: Bundle) -> frozenset[str]:
+    """The digests of the images that the bundle's tables were made of; raises BundleError."""
+    names = {v.calibration.ranges for v in bundle.manifest.variants if v.calibration}
+    found = [tables.loads(bundle.file(name).read_bytes(), str(bundle.path / name)) for name in sorted(names)]
+    return frozenset(digest for ranges in found for digest in ranges.images)
+
+
 def read(bundle: Bundle, networks: dict[int, Network]) -> dict[int, Learnt]:
     """The same from a bundle that was calibrated before, without any image: its tables, and the integer weights and
     corrected biases of its tensorrt encoding. Raises BundleError where it has none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -27,6 +28,16 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]
         if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
             self.fail(f"{value!r} is not a size: give height x width, as 360x480", param, context)
         return int(parts[0]), int(parts[1])
+
+
+class Finite(click.FloatRange):
+    """A number in a range; "nan" is in every range for click."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        number: float = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, context)
+        return number
 
 
 class NumbersType(click.ParamType):  # type: ignore[type-arg]

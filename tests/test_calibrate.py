@@ -1,9 +1,10 @@
-"""From a bundle and images to a bundle with int8 variants: what is written and refused, what the command prints."""
+"""From a bundle and images to a bundle with int8 variants: what is written and refused."""
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime observes and judges")
 import edgeseg
 from edgeseg import images as image_files
 from edgeseg._files import sha256
-from edgeseg._terminal import status
 from edgeseg.bundle import Bundle
 from edgeseg.calibration import ranges as tables
 from edgeseg.calibration import report as reports
@@ -26,7 +26,6 @@ from edgeseg.calibration.datasets import Dataset, open_dataset
 from edgeseg.calibration.judging import Limit
 from edgeseg.calibration.recipe import Calibrated, Guard, calibrate
 from edgeseg.calibration.verification import verify
-from edgeseg.cli import main
 from edgeseg.errors import BundleError, InputError
 from edgeseg.testing import TINY, street_scene
 
@@ -135,7 +134,7 @@ def test_the_guard_measures_what_a_certificate_says(street: Path, tmp_path: Path
     assert outcome.measured.agreement == pytest.approx(said.agreement, abs=1e-6)
     assert said.difference < 0
     assert len(outcome.layers) == 7  # all but the classifier, which is in float anyway
-    assert all(cost.miou is not None and cost.milliseconds is not None for cost in outcome.layers)
+    assert all(cost.miou_gain is not None and cost.milliseconds is not None for cost in outcome.layers)
 
 
 def test_without_a_guard_nothing_is_measured_and_the_same_seed_gives_the_same_bytes(
@@ -144,13 +143,14 @@ def test_without_a_guard_nothing_is_measured_and_the_same_seed_gives_the_same_by
     images, _ = halves(street)
     paths = [tmp_path / folder / "a.edgeseg" for folder in ("one", "two")]
     for path in paths:
+        path.parent.mkdir()
         found = calibrate(TINY, path, images, output_strides=[16, 16], encodings=["cpu", "cpu"], seed=3)
         (outcome,) = found.outcomes
         assert (outcome.method, outcome.measured, outcome.trials, outcome.layers) == ("mse", None, [], [])
     assert contents(paths[0]) == contents(paths[1])
     variants = Bundle.open(paths[0]).manifest.variants
     assert [(v.output_stride, v.encoding) for v in variants] == [(8, "float"), (16, "float"), (16, "cpu")]
-    with pytest.raises(BundleError, match="no tensorrt variant of output stride 8 that says how"):
+    with pytest.raises(BundleError, match="no tensorrt variant of output stride 16 that says how"):
         calibrate(paths[0], tmp_path / "b.edgeseg", None)
 
 
@@ -162,9 +162,16 @@ def test_the_report_names_what_the_limit_was_held_with(made: Calibrated) -> None
 
 
 def test_again_without_images(made: Calibrated, street: Path, tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
     again = calibrate(made.bundle.path, tmp_path / "again" / "int8.edgeseg", None)
     assert contents(again.bundle.path) == contents(made.bundle.path)
     other = calibrate(again.bundle.path, again.bundle.path, None, method="entropy", overwrite=True)
+    for variant in (v for v in made.bundle.manifest.variants if v.calibration):
+        how = other.bundle.variant(variant.output_stride, "int8", variant.encoding).calibration
+        assert how is not None
+        assert variant.calibration is not None
+        assert how.guard_images == (COUNT if variant.calibration.method == "entropy" else 0)  # what its guard chose
+    assert [note.split(":")[0] for note in other.notes] == ["no guard ran", "int8 variants replaced"]
     graphs = contents(other.bundle.path, "int8-cpu.onnx")
     assert set(graphs) == {"os8-int8-cpu.onnx", "os16-int8-cpu.onnx"}
     assert not graphs.items() & contents(made.bundle.path, "int8-cpu.onnx").items()
@@ -185,106 +192,26 @@ def test_an_image_is_known_by_its_content(street: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a.edgeseg").exists()
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = main(["calibrate", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_the_command_reports_all_that_it_measured(
-    street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--images", street / "images", "--labels", street / "labels", "--count", COUNT, "--max-drop", 30]
-    options += ["--report", tmp_path / "a.json", "--plot", tmp_path / "a.png", "-o", tmp_path / "a.edgeseg"]
-    code, out, error = run(capsys, TINY, *options, "--output-stride", 16, "--json", "--float-layers", "point, pooled")
-    assert (code, error) == (0, "")
-    report = json.loads(out)
-    assert report == json.loads((tmp_path / "a.json").read_text())
-    assert set(report) == {"bundle", "seconds", "variants"}
-    for variant in report["variants"]:
-        assert variant["output_stride"] == 16
-        assert variant["float_layers"] == ["point", "pooled"]
-        assert variant["limit"] == {"max_drop": 30.0, "max_disagreement": 1.0}
-        assert set(variant["trials"][0]) == {"method", "float_layers", "measured", "milliseconds"}
-        assert set(variant["measured"]) == {"images", "difference", "agreement"}
-    assert {cost["layer"] for cost in report["variants"][0]["layers"]}.isdisjoint({"point", "pooled", "classifier"})
-    plot = image_files.read(tmp_path / "a.png")
-    assert plot.shape[1] > 1000
-
-    code, out, error = run(capsys, tmp_path / "a.edgeseg", "--output-stride", 16, "-o", tmp_path / "b.edgeseg")
-    assert (code, error) == (0, "")
-    row = next(line for line in out.splitlines() if line.startswith("16      cpu"))
-    assert row.endswith("point, pooled    not measured")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--method", "median"], "method is 'median': choose one of minmax, "),
-        (["--encoding", "uint4"], "'uint4' is not one of"),
-        (["--encoding", "tensorrt_fp16"], "tensorrt_fp16 is made of tensorrt: ask for both"),
-        (["--output-stride", "4"], "has no output stride 4: it has 8, 16"),
-        (["--count", "0"], "Invalid value for '--count'"),
-        (["--count", "12"], "has no image left for the guard: give --guard-images"),
-        (["--budget", "-1"], "Invalid value for '--budget'"),
-        (["--max-drop", "-0.1"], "Invalid value for '--max-drop'"),
-        (["--float-layers", "pint"], "no layer 'pint' in this network"),
-        (["--images", "missing"], "missing is missing: give a folder"),
-        (["--images", "."], "no images in "),
-        (["--guard-images", "missing"], "missing is missing: give a folder"),
-        (["--guard-images", "{street}/images"], "guard images are among the calibration images"),
-        (["--guard-images", "{street}", "--no-guard"], "exclude each other"),
-        (["--guard-labels", "."], "are about --guard-images"),
-        (["--labels", "missing"], "missing is missing: give a folder"),
-        (["--split", "train"], "train"),
-        (["--plot", "a.txt"], "no image format '.txt'"),
-        (["--plot", "a.png", "--no-guard"], "--plot draws what the guard measures"),
-        (["--report", "missing/a.json", "--no-guard"], "cannot write"),
-    ],
-)
-def test_a_bad_option_is_one_line(
-    street: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    given = [option.format(street=street) for option in options]
-    code, out, error = run(capsys, TINY, "-o", "a.edgeseg", "--images", street / "images", "--count", COUNT, *given)
-    assert (code, out) == (1, "")
-    assert message in error
-    assert error.count("\n") == 1
-    assert error.startswith("edgeseg: ")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ([], "has no tensorrt variant of output stride 8 that says how it was calibrated: give images"),
-        (["--labels", "."], "--labels and --split are about --images"),
-        (["--per-tensor"], "need images to round the weights anew on"),
-    ],
-)
-def test_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
-    code, out, error = run(capsys, TINY, "-o", tmp_path / "a.edgeseg", *options)
-    assert (code, out, error.count("\n")) == (1, "", 1)
-    assert message in error
-    assert not list(tmp_path.iterdir())
-
-
-def test_steps_write_over_each_other_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "20")
-    with status() as tell:
-        tell("not seen")
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with status() as tell:
-        tell("layer 1 of 2, and more")
-        tell("layer 2 of 2")
-    seen = capsys.readouterr().err.split("\r")
-    assert seen == ["", "layer 1 of 2, and m", f"{'layer 2 of 2':<19}", " " * 19, ""]
+def test_what_python_may_not_ask_for(street: Path, tmp_path: Path) -> None:
+    images, guard = halves(street, labels=True)
+    (tmp_path / "void").mkdir()
+    for sample in guard.samples:
+        cv2.imwrite(str(tmp_path / "void" / sample.name), np.full(SIZE, 255, np.uint8))
+    samples = tuple(replace(sample, label=tmp_path / "void" / sample.name) for sample in guard.samples)
+    output = tmp_path / "a.edgeseg"
+    with pytest.raises(InputError, match=r"labels of .* are void throughout"):
+        calibrate(TINY, output, images, guard=Guard(replace(guard, samples=samples)))
+    with pytest.raises(InputError, match="missing is missing: give a folder"):
+        calibrate(TINY, output, "missing")
+    with pytest.raises(InputError, match=r"images are \['a.png'\]: give a folder"):
+        calibrate(TINY, output, ["a.png"])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="output_strides is empty"):
+        calibrate(TINY, output, images, output_strides=[])
+    with pytest.raises(InputError, match="seed is -1: give 0 or more"):
+        calibrate(TINY, output, images, seed=-1)
+    for limit in ({"max_drop": math.nan}, {"max_disagreement": math.nan}, {"max_drop": -1}):
+        with pytest.raises(InputError, match="give 0 to 100"):
+            Limit(**limit)
+    with pytest.raises(InputError, match="budget_s is nan"):
+        Guard(guard, budget_s=math.nan)
+    assert not output.exists()

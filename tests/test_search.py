@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgeseg
 from edgeseg import images as image_files
+from edgeseg._canvas import BLUE, ORANGE
 from edgeseg.bundle import Bundle
 from edgeseg.calibration.datasets import Dataset, open_dataset
 from edgeseg.calibration.judging import Limit, Measured
@@ -27,6 +28,8 @@ from edgeseg.testing import TINY, street_scene
 
 SIZE = (64, 96)
 SPLIT = (6, 6)
+HEADING = 76
+"""Rows of the plot above its panels."""
 LIMIT = Limit(max_disagreement=3)
 INPUT: dict[str, Any] = {"input_size": SIZE, "mean": (0.4, 0.5, 0.6), "std": (0.25, 0.25, 0.25)}
 
@@ -105,7 +108,7 @@ def test_exactly_the_layer_to_blame_stays_in_float(found: Calibrated) -> None:
         assert outcome.float_layers == ("c",)
         assert outcome.holds
         assert all(trial.measured.agreement < 0.95 for trial in outcome.trials if not trial.float_layers)
-        costs = {cost.layer: cost.agreement for cost in outcome.layers}
+        costs = {cost.layer: cost.agreement_gain for cost in outcome.layers}
         assert set(costs) == ({"a", "b", "c", "d"} if encoding == "cpu" else set())
         assert costs.pop("c", 100) > 5
         assert max(costs.values(), default=0) < 1
@@ -135,15 +138,19 @@ def test_a_layer_asked_for_in_float_needs_no_search(
         calibrate(outlier, tmp_path / "b.edgeseg", images, float_layers=["f"])
 
 
-@pytest.mark.parametrize("budget", [600, 0])
+@pytest.mark.parametrize(
+    ("budget", "why"),
+    [
+        (600, r"up to all layers but one in float\): allow more loss; nothing"),
+        (0, r"time ran out; no time for percentile-99.99, .*\): give more time than 0 s, or allow more loss; nothing"),
+    ],
+)
 def test_a_limit_that_cannot_be_kept_writes_nothing(
-    outlier: Path, scenes: tuple[Dataset, Dataset], tmp_path: Path, budget: float
+    outlier: Path, scenes: tuple[Dataset, Dataset], tmp_path: Path, budget: float, why: str
 ) -> None:
     images, guard = scenes
     limit = Guard(guard, Limit(max_disagreement=0 if budget else 1), budget)
-    with pytest.raises(
-        CalibrationError, match=r"output stride 4 in encoding cpu loses too much: .*nothing was written"
-    ):
+    with pytest.raises(CalibrationError, match=f"output stride 4 in encoding cpu loses too much: .*{why} was written"):
         calibrate(outlier, tmp_path / "a.edgeseg", images, guard=limit, encodings=["cpu"])
     assert not list(tmp_path.iterdir())
 
@@ -155,7 +162,7 @@ def test_no_time_still_measures_what_is_written(scenes: tuple[Dataset, Dataset],
         assert outcome.holds
         assert [trial.method for trial in outcome.trials] == ["minmax"]
         assert outcome.notes[0] == "no time for percentile-99.99, percentile-99.9, mse, entropy"
-    assert made.outcomes[0].notes[1:] == ["no time for the cost of 7 layers"]
+    assert made.outcomes[0].notes[1:] == ["7 layers were not measured: no time"]
 
 
 @pytest.mark.parametrize(
@@ -207,14 +214,22 @@ def test_labels_decide_where_there_are_any(measured: Measured, holds: bool, text
 
 
 def test_the_plot_has_a_panel_per_variant_that_was_searched(found: Calibrated) -> None:
-    both = draw(found.outcomes)
-    cpu, tensorrt = (draw([outcome]) for outcome in found.outcomes)
-    np.testing.assert_array_equal(both, np.concatenate([cpu, tensorrt]))
-    assert len(draw(found.outcomes[:1] * 5)) == 4 * len(cpu)
-    orange = np.array([230, 145, 0])
-    assert (cpu == orange).all(axis=2).any()  # c, in float
+    both = draw(found.outcomes, "a")
+    cpu, tensorrt = (draw([outcome], "a") for outcome in found.outcomes)
+    np.testing.assert_array_equal(both, np.concatenate([cpu, tensorrt[HEADING:]]))
+    assert len(draw(found.outcomes[:1] * 5, "a")) - HEADING == 4 * (len(cpu) - HEADING)
+    assert (cpu[HEADING:] == ORANGE).all(axis=2).any()  # c, in float
     with pytest.raises(InputError, match="nothing was measured, so there is nothing to plot"):
-        draw([Outcome(16, "cpu", "mse")])
+        draw([Outcome(16, "cpu", "mse")], "a")
+
+
+def test_an_outlier_leaves_the_other_bars_to_be_seen() -> None:
+    outcome = Outcome(8, "cpu", "mse", (), Limit(), Measured(9, -0.1, 0.99))
+    lengths = []
+    for worst in (-0.5, -50.0):
+        outcome.trials = [Trial("mse", (), Measured(9, difference, 0.99)) for difference in (-0.1, worst)]
+        lengths.append((draw([outcome], "a")[HEADING:] == BLUE).all(axis=2).any(axis=0).sum())
+    assert lengths[0] == lengths[1] > 10
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -223,10 +238,10 @@ def test_the_plot_holds_large_networks_and_long_searches(labelled: bool) -> None
     measured = Measured(100, difference, 0.993)
     names = [f"a.network.of.very.many.{'long.' * (index % 7)}names.conv.{index}" for index in range(200)]
     outcome = Outcome(8, "cpu", "mse", tuple(names[:30]), Limit(), measured)
-    outcome.trials = [Trial("percentile-99.99", tuple(names[:count]), measured, -3.0) for count in range(31)]
+    outcome.trials = [Trial("percentile-99.99", tuple(names[:count]), measured, 9.0, 12.0) for count in range(31)]
     outcome.layers = [LayerCost(name, 1.5 - index / 100, difference, 12.5, 0.01) for index, name in enumerate(names)]
-    plot = draw([outcome])
+    plot = draw([outcome], "a")
     assert plot.dtype == np.uint8
-    assert 500 < plot.shape[0] < 700
+    assert 500 < plot.shape[0] < 800
     for margin in (plot[2:, :10], plot[:, -10:], plot[-5:]):
         assert (margin == 255).all()

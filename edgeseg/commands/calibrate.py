@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
+from edgeseg import bundle as bundles
 from edgeseg import images as image_files
 from edgeseg._files import write_atomic
-from edgeseg._terminal import status
+from edgeseg._terminal import Finite, status
 from edgeseg.bundle import Bundle
 from edgeseg.calibration.datasets import Dataset, LayoutName, open_dataset
-from edgeseg.errors import BackendMissing, InputError
+from edgeseg.errors import BackendMissing, BundleError, InputError
+from edgeseg.loading import EMBEDDED
 from edgeseg.types import Encoding
 
 _LAYOUTS = ["auto", "folders", "camvid", "voc", "cityscapes", "ade20k"]
@@ -46,7 +49,7 @@ class _Source:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("bundle_path", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("bundle_path", metavar="[BUNDLE]", type=click.Path(path_type=Path), default=EMBEDDED)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="NAME.edgeseg",
               help="Bundle to write: all of BUNDLE and its int8 variants.")  # fmt: skip
 @click.option("--images", type=click.Path(path_type=Path), metavar="DIR",
@@ -68,11 +71,11 @@ class _Source:
     "--guard-count", type=click.IntRange(1), default=100, show_default=True, help="Images for the guard, at most."
 )
 @click.option("--no-guard", is_flag=True, help="Do not measure: write the default method.")
-@click.option("--max-drop", type=click.FloatRange(0), default=0.2, show_default=True,
+@click.option("--max-drop", type=Finite(0, 100), default=0.2, show_default=True,
               help="mIoU points that a variant may lose on the guard's labelled images.")  # fmt: skip
-@click.option("--max-disagreement", type=click.FloatRange(0, 100), default=1.0, show_default=True,
+@click.option("--max-disagreement", type=Finite(0, 100), default=1.0, show_default=True,
               help="Percent of pixels that may change where there are no labels.")  # fmt: skip
-@click.option("--budget", type=click.FloatRange(0), default=600, show_default=True, help="Seconds for the guard.")
+@click.option("--budget", type=Finite(0), default=600, show_default=True, help="Seconds for the guard.")
 @click.option(
     "--method", help="minmax, percentile-99.99, percentile-99.9, mse, entropy; the guard's choice if left out."
 )
@@ -83,8 +86,9 @@ class _Source:
 @click.option("--no-bias-correction", is_flag=True, help="Leave the biases as they are.")
 @click.option("--encoding", "encodings", multiple=True, type=click.Choice(["cpu", "tensorrt", "tensorrt_fp16"]),
               help="Write only these; all three if left out. May be repeated.")  # fmt: skip
-@click.option("--output-stride", "strides", type=int, multiple=True, help="Only these strides. May be repeated.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the images.")
+@click.option("--output-stride", "strides", type=int, multiple=True,
+              help="Only these strides; without --images, those calibrated before. May be repeated.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the images.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.json", help="Write all that was measured.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw what each layer costs.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is a bundle.")
@@ -121,11 +125,12 @@ def command(
 ) -> None:
     """Make int8 variants of a bundle: calibrated on images, guarded against losing accuracy.
 
-    The guard measures every candidate on images that calibration did not see, chooses the rule for ranges, and leaves
-    as few layers in float as the limit needs. Nothing is written where it cannot be kept.
+    Without a BUNDLE of the embedded one. The guard measures every candidate on images that calibration did not see,
+    chooses the rule for ranges, and leaves as few layers in float as the limit needs. Nothing is written where it
+    cannot be kept.
     """
     try:
-        from edgeseg.calibration import recipe
+        from edgeseg.calibration import recipe, table
         from edgeseg.calibration import report as reports
         from edgeseg.calibration.judging import Limit
         from edgeseg.calibration.table import Rounding
@@ -136,15 +141,19 @@ def command(
     if plot is not None:
         image_files.check_suffix(plot)
     for file in (report, plot):
-        if file is not None and not file.parent.is_dir():
-            raise InputError(f"cannot write {file}: there is no folder {file.parent}")
+        if file is not None:
+            recipe.check_writable(file)
+            if file.is_dir():
+                raise InputError(f"cannot write {file}: it is a folder")
+    bundles.refuse_overwrite(output, overwrite=overwrite)
+    recipe.check_writable(output, BundleError)
     bundle = Bundle.open(bundle_path, verify=False)
-    chosen, guarding = None, None
+    chosen, guarding, taken = None, None, frozenset[str]()
     if images is not None:
         source = _Source(images, labels, layout, split, ignore)
         drawn = source.open(bundle)
         chosen = drawn.take(min(count, len(drawn)), seed)
-        guarding = drawn.without(chosen)
+        guarding, taken = drawn, frozenset(chosen.digests())
     elif labels is not None or split is not None:
         raise InputError("--labels and --split are about --images: give that too")
     elif per_tensor or rounding != "second-order" or no_bias_correction:
@@ -155,11 +164,16 @@ def command(
         raise InputError("--guard-images and --no-guard exclude each other: leave one out")
     if guard_folder is not None:
         guarding = _Source(guard_folder, guard_labels, layout, guard_split, ignore).open(bundle)
-    guard = None
+        taken = taken or table.calibrated_on(bundle)
+    guard, notes = None, []
     if guarding is not None and not no_guard:
-        if not len(guarding):
-            raise InputError(f"{images} has no image left for the guard: give --guard-images, --count or --no-guard")
-        part = guarding.take(min(guard_count, len(guarding)), seed)
+        left = _others(guarding, taken)
+        if len(left) < min(guard_count, len(guarding)):
+            notes.append(
+                f"the guard has {len(left)} images: the others of the {len(guarding)} in {guarding.source} are copies, "
+                "or calibrated on"
+            )
+        part = left.take(min(guard_count, len(left)), seed)
         guard = recipe.Guard(part, Limit(max_drop, max_disagreement), budget)
     if plot is not None and guard is None:
         raise InputError("--plot draws what the guard measures: give it images, and leave out --no-guard")
@@ -178,12 +192,26 @@ def command(
             overwrite=overwrite,
             tell=tell,
         )
+    found = replace(found, notes=(*notes, *found.notes))
     text = json.dumps(reports.as_json(found), indent=2)
+    for line in [text] if as_json else reports.lines(found):
+        click.echo(line)
     if report is not None:
         write_atomic(report, text.encode() + b"\n", InputError)
     if plot is not None:
         from edgeseg.calibration import plot as plots
 
-        image_files.write(plot, plots.draw(found.outcomes))
-    for line in [text] if as_json else reports.lines(found):
-        click.echo(line)
+        image_files.write(plot, plots.draw(found.outcomes, found.bundle.path.name))
+
+
+def _others(images: Dataset, taken: Collection[str]) -> Dataset:
+    """The images that are none of those taken, by content, each once; raises InputError where none is left."""
+    names = images.digests()
+    kept = {name for digest, name in names.items() if digest not in taken}
+    if not kept:
+        copies = f" ({len(images) - len(names)} of its {len(images)} are copies)" if len(names) < len(images) else ""
+        raise InputError(
+            f"{images.source} has no image left for the guard: calibration uses all {len(names)}{copies}; give "
+            "--guard-images, a smaller --count, or --no-guard"
+        )
+    return replace(images, samples=tuple(sample for sample in images.samples if sample.name in kept))
