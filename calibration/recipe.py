@@ -27,7 +27,7 @@ from edgeseg.types import IGNORE, Encoding
 __all__ = ["DEFAULT_METHOD", "ENCODINGS", "Calibrated", "Guard", "Limit", "Rounding", "calibrate", "check_writable"]
 
 DEFAULT_METHOD = "mse"
-"""Of the rules for ranges, the one whose masks agree best with fp32 on the networks measured (README)."""
+"""Of the rules for ranges, the one whose masks agreed best with fp32 on the embedded network, by a hair."""
 ENCODINGS: tuple[Encoding, ...] = ("cpu", "tensorrt", "tensorrt_fp16")
 
 
