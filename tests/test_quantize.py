@@ -250,9 +250,10 @@ def test_cpu_encoding(mean: Any, std: Any) -> None:
     exact, plain = answer(network.model), answer(model)
     assert rms(plain - exact) < 0.03 * rms(exact)
     defined = ReferenceEvaluator(model).run(None, {"pixels": FRAMES[5][None]})[0]
-    step = 0.02 * np.abs(exact).max()
     for value in (defined, answer(model, optimise=True), openvino(model)):
-        assert np.abs(value - plain).max() < step
+        # a value half way between two levels is rounded either way, and what follows takes it further
+        assert rms(value - plain) < 0.03 * rms(exact)
+        assert np.abs(value - plain).max() < 0.05 * np.abs(exact).max()
 
 
 def test_placement() -> None:
