@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgeseg.calibration.network import Layer, Network, activations
-from edgeseg.calibration.placement import Level, Placement, int8_layers, place
+from edgeseg.calibration.placement import Level, Placement, ends_clamp, int8_layers, place
 from edgeseg.calibration.ranges import Range
 from edgeseg.calibration.rounding import LEVELS, IntWeights
 from edgeseg.errors import ExportError
@@ -182,12 +182,7 @@ def _clamps(network: Network, activation: onnx.NodeProto, placement: Placement) 
     level = placement.levels.get(activation.output[0])
     if level is None or any(name == activation.output[0] for name, _ in placement.raw_readers):
         return False
-    low, high = 0.0, np.inf
-    if activation.op_type == "Clip":
-        bounds = [float(network.constants[name]) if name else None for name in (*activation.input[1:], "", "")]
-        low, high = (-np.inf if bounds[0] is None else bounds[0]), (np.inf if bounds[1] is None else bounds[1])
-    slack = float(level.scale) * 1e-3
-    return level.low >= low - slack and level.high <= high + slack
+    return ends_clamp(level, activation, network.constants)
 
 
 def _signed_scale(network: Network, name: str, ranges: Mapping[str, Range]) -> float:

@@ -12,6 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgeseg.bundle import Bundle
+from edgeseg.calibration.rewrites import pool_means, store, tile_upsamplings
 from edgeseg.errors import ExportError
 from edgeseg.geometry import Padding, effective_kernel
 from edgeseg.manifest import Variant
@@ -77,6 +78,7 @@ def read_network(bundle: Bundle, variant: Variant) -> Network:
 
 def prepare(model: onnx.ModelProto) -> Network:
     """Name everything, give every convolution a bias, and fold the normalisation of pixels into the first one.
+    Transposed convolutions whose stride is their kernel become 1x1 convolutions and DepthToSpace.
 
     The first convolution then reads pixels minus `zero`. A convolution that pads does so with `zero` instead of each
     channel's mean: the difference, at the image's border only, is less than half a grey level where the channels' means
@@ -86,7 +88,8 @@ def prepare(model: onnx.ModelProto) -> Network:
     graph = model.graph
     _name_everything(graph)
     facts = learn(model)
-    _pool_means(graph, facts.constants, facts.shapes)
+    pool_means(graph, facts.constants, facts.shapes)
+    tile_upsamplings(graph, facts.constants, activations(graph, facts.constants))
     entry, zero = _fold_pixels(graph, facts.constants)
     model = prune(model)
     facts = learn(model)
@@ -105,8 +108,8 @@ def readers(graph: onnx.GraphProto) -> Counter[str]:
 
 def activations(graph: onnx.GraphProto, constants: Mapping[str, Array]) -> dict[str, onnx.NodeProto]:
     """By the tensor they read, the activations with constant bounds that alone read a convolution or an addition."""
-    count = readers(graph)
-    made = {node.output[0] for node in graph.node if node.op_type in ("Conv", "Add") and count[node.output[0]] == 1}
+    count, kinds = readers(graph), ("Conv", "ConvTranspose", "Add")
+    made = {node.output[0] for node in graph.node if node.op_type in kinds and count[node.output[0]] == 1}
     return {
         node.input[0]: node
         for node in graph.node
@@ -127,35 +130,14 @@ def _name_everything(graph: onnx.GraphProto) -> None:
             continue
         inputs = list(node.input) + [""] * (3 - len(node.input))
         if inputs[1] in used:  # shared weights are quantized for each reader's own input
-            inputs[1] = _store(graph, tensors, inputs[1], numpy_helper.to_array(tensors[inputs[1]]))
+            inputs[1] = store(graph, tensors, inputs[1], numpy_helper.to_array(tensors[inputs[1]]))
         if not inputs[2]:
             zeros = np.zeros(tensors[inputs[1]].dims[0], np.float32)
-            inputs[2] = _store(graph, tensors, f"{inputs[1]}_bias", zeros)
+            inputs[2] = store(graph, tensors, f"{inputs[1]}_bias", zeros)
         elif inputs[2] in used and inputs[2] in tensors:
-            inputs[2] = _store(graph, tensors, f"{inputs[1]}_bias", numpy_helper.to_array(tensors[inputs[2]]))
+            inputs[2] = store(graph, tensors, f"{inputs[1]}_bias", numpy_helper.to_array(tensors[inputs[2]]))
         node.input[:] = inputs
         used |= set(inputs[1:])
-
-
-def _pool_means(graph: onnx.GraphProto, constants: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Means over whole maps as GlobalAveragePool, in place: ONNX Runtime has that in int8, and every opset writes it
-    alike.
-    """
-    for node in graph.node:
-        settings = attributes(node)
-        axes = constants.get(node.input[1]) if len(node.input) > 1 else settings.get("axes")
-        if node.op_type != "ReduceMean" or axes is None or len(shapes.get(node.input[0], ())) != 4:
-            continue
-        if settings.get("keepdims", 1) == 1 and sorted(int(axis) % 4 for axis in axes) == [2, 3]:
-            pool = helper.make_node("GlobalAveragePool", node.input[:1], node.output, name=node.name)
-            node.CopyFrom(pool)
-
-
-def _store(graph: onnx.GraphProto, tensors: dict[str, onnx.TensorProto], name: str, value: Array) -> str:
-    name = unused(name, tensors)
-    tensors[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
-    graph.initializer.append(tensors[name])
-    return name
 
 
 def _fold_pixels(graph: onnx.GraphProto, constants: Mapping[str, Array]) -> tuple[str | None, int | None]:
@@ -189,7 +171,7 @@ def _fold_pixels(graph: onnx.GraphProto, constants: Mapping[str, Array]) -> tupl
     for name, value in zip(conv.input[1:3], (scaled, moved), strict=True):
         tensors[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
     entry = unused("pixels.centred", [*tensors, *count])
-    level = _store(graph, tensors, f"{entry}.zero", np.array(zero, np.float32))
+    level = store(graph, tensors, f"{entry}.zero", np.array(zero, np.float32))
     subtract = helper.make_node("Sub", [chain[1].output[0], level], [entry], name=entry)
     conv.input[0] = entry
     gone = {node.name for node in chain[2:]}

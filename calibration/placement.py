@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import onnx
 
 from edgeseg.calibration.network import Network, activations
 from edgeseg.calibration.ranges import Range
+from edgeseg.surgery.facts import Array
 
 _SAME_SCALE = frozenset(
     {"Concat", "MaxPool", "Resize", "Expand", "Slice", "Split", "Transpose", "Reshape", "DepthToSpace", "Relu", "Clip"}
@@ -76,32 +77,70 @@ def place(network: Network, ranges: Mapping[str, Range], float_layers: Collectio
         if name not in (*outputs, *absorbed, network.entry) and (wanted or offered):
             quantized.append(name)
     raw = {(name, node.name) for node in graph.node if node.name in kept for name in node.input}
-    return Placement(frozenset(computing), _levels(graph, ranges, quantized, computing), frozenset(raw))
+    return Placement(frozenset(computing), _levels(network, ranges, quantized, computing), frozenset(raw))
+
+
+def ends_clamp(level: Level, activation: onnx.NodeProto, constants: Mapping[str, Array]) -> bool:
+    """Whether the ends of its output's levels do what the activation does."""
+    low, high = 0.0, np.inf
+    if activation.op_type == "Clip":
+        bounds = [float(constants[name]) if name else None for name in (*activation.input[1:], "", "")]
+        low, high = (-np.inf if bounds[0] is None else bounds[0]), (np.inf if bounds[1] is None else bounds[1])
+    slack = float(level.scale) * 1e-3
+    return level.low >= low - slack and level.high <= high + slack
 
 
 def _levels(
-    graph: onnx.GraphProto, ranges: Mapping[str, Range], quantized: list[str], computing: set[str]
+    network: Network, ranges: Mapping[str, Range], quantized: list[str], computing: Collection[str]
 ) -> dict[str, Level]:
-    """Levels per tensor; tensors joined by operators that need one scale share the union of their ranges."""
-    leader = {name: name for name in quantized}
+    """Levels per tensor; tensors joined by operators that need one scale share the union of their ranges.
+
+    A Concat can do without: it joins what it reads except where the union's ends would no longer clamp as an activation
+    does (a U-Net's skip beside signed maps), for ONNX Runtime then computes the convolution before that in float.
+    """
+    graph, constants = network.model.graph, network.constants
+    moving = [node for node in graph.node if node.name in computing and node.op_type in _SAME_SCALE]
+    alike = [[*node.input, *node.output] for node in moving if node.op_type != "Concat"]
+    inner, apart = _groups(quantized, alike), set[str]()
+    alone = _shared_levels(ranges, inner)
+    clamped = {node.output[0]: node for node in activations(graph, constants).values() if node.output[0] in alone}
+    clamped = {name: node for name, node in clamped.items() if ends_clamp(alone[name], node, constants)}
+    while True:
+        joined = [
+            [*(name for name in node.input if inner.get(name) not in apart), *node.output]
+            for node in moving
+            if node.op_type == "Concat"
+        ]
+        levels = _shared_levels(ranges, _groups(quantized, [*alike, *joined]))
+        wider = {inner[name] for name, node in clamped.items() if not ends_clamp(levels[name], node, constants)}
+        if wider <= apart:
+            return levels
+        apart |= wider
+
+
+def _groups(names: Collection[str], joined: Iterable[Collection[str]]) -> dict[str, str]:
+    """By name the one that stands for all that `joined` connects it to; names beside `names` are passed by."""
+    leader = {name: name for name in names}
 
     def find(name: str) -> str:
         while leader[name] != name:
             name = leader[name]
         return name
 
-    for node in graph.node:
-        if node.name in computing and node.op_type in _SAME_SCALE:
-            joined = [name for name in (*node.input, *node.output) if name in leader]
-            for name in joined[1:]:
-                leader[find(name)] = find(joined[0])
-    low: dict[str, float] = {}
-    high: dict[str, float] = {}
-    for name in quantized:
-        top = find(name)
-        low[top] = min(low.get(top, 0.0), ranges[name].low)
-        high[top] = max(high.get(top, 0.0), ranges[name].high)
-    return {name: _level(low[find(name)], high[find(name)]) for name in quantized}
+    for group in joined:
+        members = [name for name in group if name in leader]
+        for name in members[1:]:
+            leader[find(name)] = find(members[0])
+    return {name: find(name) for name in names}
+
+
+def _shared_levels(ranges: Mapping[str, Range], groups: Mapping[str, str]) -> dict[str, Level]:
+    """Levels of every tensor, which cover all ranges of its group."""
+    low, high = dict.fromkeys(groups, 0.0), dict.fromkeys(groups, 0.0)
+    for name, top in groups.items():
+        low[top] = min(low[top], ranges[name].low)
+        high[top] = max(high[top], ranges[name].high)
+    return {name: _level(low[top], high[top]) for name, top in groups.items()}
 
 
 def _level(low: float, high: float) -> Level:
