@@ -58,7 +58,7 @@ def main(
     as_json: bool,
 ) -> None:
     bundle = Bundle.open(bundle_path)
-    pairs = _pairs(data, split)
+    pairs = labelled_pairs(data, split)
     rows: list[Row] = []
     for stride in bundle.output_strides:
         oracle = None
@@ -79,7 +79,7 @@ def main(
         )
 
 
-def _pairs(data: Path, split: str) -> list[tuple[Path, Path]]:
+def labelled_pairs(data: Path, split: str) -> list[tuple[Path, Path]]:
     labels = {path.stem: path for path in sorted((data / "labels" / split).glob("*.png"))}
     found = sorted(path for path in (data / "images" / split).glob("*") if path.stem in labels)
     if not found:

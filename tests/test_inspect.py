@@ -124,6 +124,7 @@ def hooked(torch: Any, model: Any, size: tuple[int, int]) -> list[tuple[str, Any
         ("deeplabv3", {"backbone": "mobilenet_v3_large"}),
         ("deeplabv3", {"backbone": "resnet50"}),
         ("deeplabv3", {"backbone": "mobilenet_v2", "decoder": "plus"}),
+        ("deeplabv3", {"backbone": "mobilenet_v2", "decoder": "subpixel"}),
         ("unet", {"base_channels": 8}),
     ],
 )
@@ -159,7 +160,7 @@ def test_torch_factories(
     for total in ("macs", "parameters"):
         assert report[total] == sum(row[total] for row in report["layers"])
     assert report["convolutions"] == len(calls)
-    wanted = 1 if is_unet else 4 if "decoder" in arguments else stride
+    wanted = 1 if is_unet else {"plus": 4, "subpixel": 8}.get(arguments.get("decoder"), stride)
     assert report["output_stride"] == [wanted, wanted]
 
 

@@ -96,8 +96,9 @@ def test_parameter_counts() -> None:
 def test_sizes(name: str) -> None:
     model = deeplabv3(name, num_classes=5).eval()
     plus = deeplabv3(name, num_classes=5, decoder="plus", separable=True).eval()
+    subpixel = deeplabv3(name, num_classes=5, decoder="subpixel").eval()
     for output_stride in STRIDES:
-        for network, stride in ((model, output_stride), (plus, 4)):
+        for network, stride in ((model, output_stride), (plus, 4), (subpixel, 8)):
             network.set_output_stride(output_stride)
             assert (network.output_stride, network.logits_stride) == (output_stride, stride)
             height, width = 65, 90
@@ -184,6 +185,47 @@ def test_plus_decoder_is_figure_2() -> None:
     torch.testing.assert_close(model(image), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("output_stride", STRIDES)
+@torch.inference_mode()
+def test_subpixel_decoder(output_stride: int) -> None:
+    """Written down anew: position (i, j) of a cell is the network of every s/8-th filter, from i * s/8 + j on."""
+    model = liven(deeplabv3("mobilenet_v2", num_classes=4, decoder="subpixel", output_stride=output_stride))
+    state = model.state_dict()
+    image = torch.randn(2, 3, 70, 90, generator=torch.Generator().manual_seed(1))
+    fine = model.backbone.features[:7](image)  # three strides of 2 and the 32-channel blocks of Table 2
+    middle = model.backbone.features[7:14](fine)  # the fourth, and the 64- and 96-channel blocks
+    assert fine.shape == (2, 32, 9, 12)
+
+    def spread(x: Tensor, name: str, stride: int) -> Tensor:
+        step, name = stride // 8, f"decoder.{name}.convs.{stride}"
+        y = torch.zeros(2, 64, x.shape[2] * step, x.shape[3] * step)
+        z = conv_bn(x, state, name, low=-torch.inf)
+        for i in range(step):
+            for j in range(step):
+                y[:, :, i::step, j::step] = z[:, i * step + j :: step * step]
+        return y[:, :, :9, :12]
+
+    x = spread(fine, "fine", 8) + spread(middle, "middle", min(16, output_stride))
+    x = (x + spread(model.aspp(model.backbone(image)), "coarse", output_stride)).clamp(0, 6)
+    depthwise = functional.conv2d(x, state["decoder.mix.1.0.weight"], padding=1, groups=64)
+    mean, var = (state[f"decoder.mix.1.1.running_{what}"].reshape(1, -1, 1, 1) for what in ("mean", "var"))
+    weight, bias = (state[f"decoder.mix.1.1.{what}"].reshape(1, -1, 1, 1) for what in ("weight", "bias"))
+    x = ((depthwise - mean) / torch.sqrt(var + 1e-5) * weight + bias).clamp(0, 6)
+    pointwise = {f"p.{k}": v for k, v in zip(("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"), (
+        state[f"decoder.mix.1.{n}"] for n in ("3.weight", "4.weight", "4.bias", "4.running_mean", "4.running_var")
+    ), strict=True)}  # fmt: skip
+    x = conv_bn(x, pointwise, "p", high=6)
+    wanted = functional.conv2d(x, state["classifier.weight"], state["classifier.bias"])
+    torch.testing.assert_close(model(image), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_subpixel_decoder_starts_without_a_checkerboard() -> None:
+    conv = deeplabv3("mobilenet_v2", num_classes=4, decoder="subpixel").decoder.coarse.convs["32"][0]
+    kernels = conv.weight.reshape(64, 16, 256)
+    assert (kernels == kernels[:, :1]).all()
+    assert not (kernels[0] == kernels[1]).any()
+
+
 def test_separable_convolutions() -> None:
     plain, separable = (deeplabv3("resnet50", num_classes=2, decoder="plus", separable=s) for s in (False, True))
     for network in (plain, separable):
@@ -247,7 +289,7 @@ def test_bad_requests() -> None:
     for bad in ((1, 2), (1, 2, 0), (1, 2, 2.5)):
         with pytest.raises(InputError, match="give three rates of 1 or more"):
             deeplabv3("resnet50", num_classes=2, multi_grid=bad)
-    with pytest.raises(InputError, match="unknown decoder 'fpn': choose none or plus"):
+    with pytest.raises(InputError, match="unknown decoder 'fpn': choose one of none, plus, subpixel"):
         deeplabv3("resnet50", num_classes=2, decoder="fpn")
     with pytest.raises(InputError, match="bottleneck_stride is 4: choose 8, 16 or 32"):
         unet(num_classes=2, bottleneck_stride=4)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ from edgeseg.models.layers import Activation, Backbone, conv_norm_act, relu, rel
 from edgeseg.models.mobilenet import MobileNetV2
 from edgeseg.models.mobilenet_v3 import MobileNetV3Large
 from edgeseg.models.resnet import ResNet
+from edgeseg.models.subpixel import STRIDE, WIDTH, SubpixelDecoder
 
+Decoder = Literal["none", "plus", "subpixel"]
 _LOW_FILTERS = 48
 _RESNETS = {"resnet50": 50, "resnet101": 101}
 _BACKBONES: dict[str, Callable[[], Backbone]] = {
@@ -52,7 +54,8 @@ class PlusDecoder(nn.Module):
 class DeepLabV3(AtrousNetwork):
     """Normalised images (N, 3, H, W) to logits (N, num_classes, ceil(H/s), ceil(W/s)), s = `logits_stride`.
 
-    `logits_stride` is the backbone's `output_stride`, except with a decoder: there it is 4 whatever the knob says.
+    `logits_stride` is the backbone's `output_stride`, except with a decoder: there it is 4 ("plus") or 8 ("subpixel")
+    whatever the knob says.
     """
 
     trained_output_stride, trained_rates = 16, (6, 12, 18)
@@ -62,30 +65,42 @@ class DeepLabV3(AtrousNetwork):
         backbone: Backbone,
         num_classes: int,
         *,
-        decoder: Literal["none", "plus"] = "none",
+        decoder: Decoder = "none",
         separable: bool = False,
         activation: Activation = relu,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.aspp = ASPP(backbone.channels, activation=activation, separable=separable)
-        self.decoder: PlusDecoder | None = None
+        low, fine, middle, _ = backbone.stage_channels
+        self.decoder: PlusDecoder | SubpixelDecoder | None = None
         if decoder == "plus":
-            self.decoder = PlusDecoder(backbone.low_channels, activation=activation, separable=separable)
-        self.classifier = nn.Conv2d(FILTERS, num_classes, 1)
+            self.decoder = PlusDecoder(low, activation=activation, separable=separable)
+        elif decoder == "subpixel":
+            self.decoder = SubpixelDecoder(fine, middle, FILTERS, activation=activation)
+        self.classifier = nn.Conv2d(WIDTH if decoder == "subpixel" else FILTERS, num_classes, 1)
         self.set_output_stride(16)
 
     @property
     def logits_stride(self) -> int:
-        return self.output_stride if self.decoder is None else 4
+        if self.decoder is None:
+            return self.output_stride
+        return STRIDE if isinstance(self.decoder, SubpixelDecoder) else 4
+
+    def set_output_stride(self, output_stride: int) -> None:
+        super().set_output_stride(output_stride)
+        if isinstance(self.decoder, SubpixelDecoder):
+            self.decoder.set_output_stride(output_stride)
 
     def pyramid(self) -> ASPP:
         return self.aspp
 
     def forward(self, x: Tensor) -> Tensor:
-        low, features = self.backbone.stages(x)
+        low, fine, middle, features = self.backbone.stages(x)
         y = self.aspp(features)
-        if self.decoder is not None:
+        if isinstance(self.decoder, SubpixelDecoder):
+            y = self.decoder(fine, middle, y)
+        elif self.decoder is not None:
             y = self.decoder(low, y)
         logits: Tensor = self.classifier(y)
         return logits
@@ -97,22 +112,23 @@ def deeplabv3(
     num_classes: int,
     output_stride: int = 16,
     multi_grid: tuple[int, int, int] | None = None,
-    decoder: Literal["none", "plus"] = "none",
+    decoder: Decoder = "none",
     separable: bool = False,
 ) -> DeepLabV3:
     """Build DeepLabV3 with random weights; one checkpoint serves output strides 8, 16 and 32.
 
     `backbone` is "mobilenet_v2", "mobilenet_v3_large", "resnet50" or "resnet101". `multi_grid`, for ResNets, gives the
     unit rates of the last stage's three blocks, (1, 2, 4) in the paper. `decoder="plus"` makes it DeepLabV3+, whose
-    logits have stride 4. `separable` makes the 3x3 convolutions of ASPP and decoder depthwise separable.
+    logits have stride 4; "subpixel" is a lighter decoder with logits at stride 8, which coarse output strides gain
+    most from. `separable` makes the 3x3 convolutions of ASPP and of the first decoder depthwise separable.
 
     Raises InputError for an unknown backbone, stride, decoder or class count, or a multi-grid that cannot be.
     """
     if backbone not in _BACKBONES:
         raise InputError(f"unknown backbone {backbone!r}: choose one of {', '.join(_BACKBONES)}")
     check_classes(num_classes)
-    if decoder not in ("none", "plus"):
-        raise InputError(f"unknown decoder {decoder!r}: choose none or plus")
+    if decoder not in get_args(Decoder):
+        raise InputError(f"unknown decoder {decoder!r}: choose one of {', '.join(get_args(Decoder))}")
     build = _BACKBONES[backbone]
     if multi_grid is not None:
         if backbone not in _RESNETS:

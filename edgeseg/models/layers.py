@@ -62,9 +62,8 @@ class AtrousBlock(nn.Module):
 class Backbone(nn.Module):
     """Images (N, 3, H, W) to features (N, channels, ceil(H/s), ceil(W/s)), s the output stride."""
 
-    channels: int
-    low_channels: int
-    """Channels of the stride-4 features, which DeepLabV3+ reads."""
+    stage_channels: tuple[int, int, int, int]
+    """Channels of what `stages` returns."""
     stem_stride: int
     """The stride in front of the first block."""
 
@@ -84,9 +83,13 @@ class Backbone(nn.Module):
             native *= block.native_stride
             block.dilate(block.native_stride if native <= output_stride else 1, dilation)
 
-    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The features at stride 4, (N, low_channels, ceil(H/4), ceil(W/4)), and the last ones."""
+    @property
+    def channels(self) -> int:
+        return self.stage_channels[-1]
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The features at the ends of strides 4, 8, 16 and 32, or at the output stride where that is finer."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.stages(x)[1]
+        return self.stages(x)[-1]

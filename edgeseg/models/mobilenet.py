@@ -14,8 +14,8 @@ from edgeseg.models.layers import AtrousBlock, Backbone, dilate
 
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """(expansion, channels, blocks, stride of the first block), Table 2."""
-_LOW = 4
-"""The first four features end at stride 4, 24 channels."""
+_ENDS = (4, 7, 14)
+"""Where strides 4, 8 and 16 end."""
 
 
 def _conv_norm_act(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -48,7 +48,7 @@ class InvertedResidual(AtrousBlock):
 
 
 class MobileNetV2(Backbone):
-    channels, low_channels, stem_stride = 320, 24, 2
+    stage_channels, stem_stride = (24, 32, 96, 320), 2
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,6 +63,9 @@ class MobileNetV2(Backbone):
     def blocks(self) -> Iterator[AtrousBlock]:
         return (block for block in self.features if isinstance(block, AtrousBlock))
 
-    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        low: Tensor = self.features[:_LOW](x)
-        return low, self.features[_LOW:](low)
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        four, eight, sixteen = _ENDS
+        low: Tensor = self.features[:four](x)
+        fine: Tensor = self.features[four:eight](low)
+        middle: Tensor = self.features[eight:sixteen](fine)
+        return low, fine, middle, self.features[sixteen:](middle)

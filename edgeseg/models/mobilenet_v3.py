@@ -30,8 +30,8 @@ _BLOCKS = (
     (5, 960, 160, 240, "hswish", 1),
 )
 """Kernel, expanded channels, channels, squeezed channels (0: no squeeze-and-excite), activation, stride: Table 1."""
-_LOW = 4
-"""The stem and three blocks end at stride 4, 24 channels."""
+_ENDS = (4, 7, 13)
+"""After how many features, the stem among them, strides 4, 8 and 16 end."""
 _EPS = 1e-3
 
 
@@ -88,7 +88,7 @@ class InvertedResidual(AtrousBlock):
 class MobileNetV3Large(Backbone):
     """`native_dilation` is that of the last strided block: 1 by the papers, 2 in torchvision's segmentation models."""
 
-    channels, low_channels, stem_stride = 960, 24, 2
+    stage_channels, stem_stride = (24, 40, 112, 960), 2
 
     def __init__(self, native_dilation: int = 1) -> None:
         super().__init__()
@@ -107,10 +107,11 @@ class MobileNetV3Large(Backbone):
     def blocks(self) -> Iterator[AtrousBlock]:
         return (block for block in self.children() if isinstance(block, AtrousBlock))
 
-    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        low = x
-        for index, feature in enumerate(self.children()):
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ends = []
+        for index, feature in enumerate(self.children(), start=1):
             x = feature(x)
-            if index == _LOW - 1:
-                low = x
-        return low, x
+            if index in _ENDS:
+                ends.append(x)
+        low, fine, middle = ends
+        return low, fine, middle, x

@@ -63,7 +63,7 @@ class ResNet(Backbone):
     image pixels; at output stride 32, where the first block reads a stride-16 map, its rate is 2 for the same reason.
     """
 
-    channels, low_channels, stem_stride = 2048, 256, 4
+    stage_channels, stem_stride = (256, 512, 1024, 2048), 4
 
     def __init__(self, depth: int, multi_grid: tuple[int, int, int] | None = None) -> None:
         super().__init__()
@@ -83,8 +83,9 @@ class ResNet(Backbone):
     def blocks(self) -> Iterator[AtrousBlock]:
         return (module for module in self.modules() if isinstance(module, AtrousBlock))
 
-    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         low: Tensor = self.layer1(x)
-        features: Tensor = self.layer4(self.layer3(self.layer2(low)))
-        return low, features
+        fine: Tensor = self.layer2(low)
+        middle: Tensor = self.layer3(fine)
+        return low, fine, middle, self.layer4(middle)

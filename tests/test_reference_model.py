@@ -1,0 +1,159 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn
+
+from edgeseg.benchmarks import reference_data, reference_networks, reference_training
+from edgeseg.models import deeplabv3
+from edgeseg.scene import street_scene
+
+F = nn.functional
+
+
+def _dataset(folder: Path, count: int) -> Path:
+    """Drawn streets in the layout of CamVid: two sequences, class maps with a void corner."""
+    for part in ("images", "labels"):
+        (folder / part / "train").mkdir(parents=True)
+    for index in range(count):
+        image, classes = street_scene(index, (64, 96))
+        classes[:8, :8] = 11
+        name = f"{'ab'[index % 2]}_{index:03}"
+        cv2.imwrite(str(folder / "images" / "train" / f"{name}.png"), image[..., ::-1])
+        cv2.imwrite(str(folder / "labels" / "train" / f"{name}.png"), classes)
+    return folder
+
+
+def test_a_part_of_each_sequence_is_held_out(tmp_path):
+    photos = reference_data.read_photos(_dataset(tmp_path, 10), "train", 0.2)
+    assert (len(photos.train), len(photos.held_out)) == (8, 2)
+    image, label = photos.held_out[0]
+    np.testing.assert_array_equal(image, street_scene(8, (64, 96))[0])
+    assert label[0, 0] == reference_data.VOID
+    assert label[8:].max() < reference_data.CLASSES
+
+
+def test_views_move_image_and_label_together():
+    """Of an image that shows its own class map, every view still does, but at edges."""
+    classes = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 11, (9, 12), np.uint8), 8, 0), 8, 1)
+    image = np.repeat((classes * 20)[..., None], 3, 2).astype(np.uint8)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        matrix = reference_data.view_matrix((72, 96), (64, 64), rng)
+        view, label = reference_data.warp(image, classes, matrix, (64, 64))
+        inner = cv2.erode((label != 255).astype(np.uint8), np.ones((3, 3)))
+        same = np.abs(view[..., 0].astype(int) - label.astype(int) * 20) <= 1
+        flat = cv2.morphologyEx(label, cv2.MORPH_GRADIENT, np.ones((9, 9))) == 0
+        assert np.mean(same[(inner > 0) & flat]) > 0.995
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    photos = tuple(street_scene(seed, (64, 96)) for seed in range(5))
+    batches, again = (reference_data.Batches(photos, photos[:1], (32, 64), 2, 7) for _ in range(2))
+    for step in (3, 0):
+        for mine, other in zip(batches(step), again(step), strict=True):
+            np.testing.assert_array_equal(mine, other)
+    other = reference_data.Batches(photos, photos[:1], (32, 64), 2, 8)
+    assert not np.array_equal(batches(0)[0], other(0)[0])
+
+
+@pytest.mark.parametrize("source", [11, 22, 44, 45])
+def test_upsampling_as_a_matrix_is_torchs(source):
+    x = torch.randn(2, 3, source, 30, generator=torch.Generator().manual_seed(0))
+    wanted = F.interpolate(x, (352, 480), mode="bilinear", align_corners=False)
+    ours = reference_training.upsampling(352, source) @ x @ reference_training.upsampling(480, 30).T
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5)
+
+
+def test_lovasz_softmax_of_hard_predictions_is_one_minus_miou():
+    rng = np.random.default_rng(0)
+    predicted, label = rng.integers(0, 4, (2, 2, 6, 7))
+    label[0, 0] = reference_data.VOID
+    kept = label != reference_data.VOID
+    ious = []
+    for index in np.unique(label[kept]):
+        mine, true = (predicted == index) & kept, (label == index) & kept
+        ious.append((mine & true).sum() / (mine | true).sum())
+    hard = F.one_hot(torch.from_numpy(predicted), 4).permute(0, 3, 1, 2).double()
+    loss = reference_training.lovasz_softmax(hard, torch.from_numpy(label))
+    assert float(loss) == pytest.approx(1 - np.mean(ious), abs=1e-12)
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+@pytest.mark.parametrize("size", [(12, 16), (11, 15)])
+def test_a_phased_convolution_is_the_dilated_one(dilation, size):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(6, 6, 3, padding=dilation, dilation=dilation, groups=6).double()
+    phased = reference_networks.PhasedConv2d(6, 6, 3, padding=dilation, dilation=dilation, groups=6).double()
+    phased.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 6, *size, dtype=torch.double, requires_grad=True)
+    other = x.detach().clone().requires_grad_()
+    weight = torch.randn(2, 6, *size, dtype=torch.double)
+    for module, value in ((plain, x), (phased, other)):
+        (module(value) * weight).sum().backward()
+    torch.testing.assert_close(phased(other), plain(x))
+    torch.testing.assert_close(other.grad, x.grad)
+    torch.testing.assert_close(phased.weight.grad, plain.weight.grad)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_folding_norms_and_back_leaves_the_network(output_stride):
+    torch.manual_seed(0)
+    plain = deeplabv3("mobilenet_v2", num_classes=11, output_stride=output_stride).eval()
+    for name, value in plain.state_dict().items():
+        if "backbone" in name and name.endswith(("running_mean", "1.bias")):
+            value.normal_(0, 0.1)
+    folded = deeplabv3("mobilenet_v2", num_classes=11, output_stride=output_stride).eval()
+    folded.load_state_dict(plain.state_dict())
+    names = reference_networks.fold_norms(folded)
+    again = deeplabv3("mobilenet_v2", num_classes=11, output_stride=output_stride).eval()
+    again.load_state_dict(reference_networks.unfold_norms(folded.state_dict(), names), strict=False)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(x), plain(x), rtol=0, atol=2e-5)
+        torch.testing.assert_close(again(x), plain(x), rtol=0, atol=2e-5)
+
+
+def _train(folder: Path, data: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "edgeseg.benchmarks.reference_model", "train", "deeplabv3_mobilenet_v2"]
+    command += ["--data", str(data), "-o", str(folder), "--size", "64x96", "--batch", "2", "--epochs", "3"]
+    command += ["--streets", "2", "--checkpoint-every", "2", "--threads", "1", *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _steps(folder: Path) -> list[int]:
+    log = folder / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}") and "loss" in line]
+
+
+def test_a_killed_run_ends_at_the_weights_of_an_unbroken_one(tmp_path):
+    data = _dataset(tmp_path / "data", 8)
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    first, second = _train(unbroken, data), _train(killed, data)
+    deadline = time.monotonic() + 120
+    while len(_steps(killed)) < 5 and second.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    assert second.returncode == -signal.SIGKILL
+    assert not (killed / "deeplabv3_mobilenet_v2.safetensors").exists()
+    again = _train(killed, data)
+    for process in (first, again):
+        assert process.communicate(timeout=120)[1] == ""
+        assert process.returncode == 0
+    assert _steps(killed) == _steps(unbroken) == list(range(1, 13))
+    weights = [(folder / "deeplabv3_mobilenet_v2.safetensors").read_bytes() for folder in (unbroken, killed)]
+    assert weights[0] == weights[1]
+
+    other = _train(killed, data, "--seed", "1")
+    assert "other settings" in other.communicate(timeout=120)[1]
+    assert other.returncode == 1
