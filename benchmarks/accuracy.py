@@ -44,9 +44,7 @@ class Row:
 @click.option("--split", default="val", show_default=True)
 @click.option("--backend", "backends", default="openvino,ort", show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
-@click.option(
-    "--weights", type=click.Path(path_type=Path), help="DeepLabV3-MobileNetV2 checkpoint: adds torch as the oracle."
-)
+@click.option("--weights", type=click.Path(path_type=Path), help="The bundle's checkpoint: adds torch as the oracle.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
     bundle_path: Path,
@@ -115,11 +113,12 @@ def _torch(bundle: Bundle, weights: Path, stride: int) -> Predict:
     """torch's own pipeline: float normalisation, the network, F.interpolate, argmax; of edgeseg only the network."""
     import torch
 
-    from edgeseg.models import deeplabv3, load_weights
+    from edgeseg.benchmarks.checkpoints import read_checkpoint
 
     settings = bundle.manifest.preprocess
-    model = deeplabv3("mobilenet_v2", num_classes=len(bundle.manifest.classes), output_stride=stride).eval()
-    load_weights(model, weights)
+    model = read_checkpoint(weights)
+    if stride > 1:
+        model.set_output_stride(stride)
 
     @torch.inference_mode()
     def predict(frame: Image) -> ClassMap:

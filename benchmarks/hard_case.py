@@ -14,9 +14,11 @@ from pathlib import Path
 
 import click
 import torch
+from torch import nn
 
 from edgeseg._terminal import SizeType, tell
 from edgeseg.benchmarks import int8_networks
+from edgeseg.benchmarks.checkpoints import read_checkpoint
 from edgeseg.benchmarks.int8_race import Race, executed, race
 from edgeseg.bundle import Bundle
 from edgeseg.calibration import recipe
@@ -54,15 +56,17 @@ class Row:
 
 
 @torch.no_grad()
-def rescale(model: DeepLabV3, trunks: Sequence[int], factor: float, channels: int) -> None:
+def rescale(model: nn.Module, trunks: Sequence[int], factor: float, channels: int) -> None:
     """Multiply the strongest `channels` of these trunks by `factor` where they are written and divide where they are
     read, in place: the function stays, exactly so if `factor` is a power of two.
 
     A trunk is what the residual blocks of one stage of MobileNetV2 add to, behind linear bottlenecks; the last one,
     which the ASPP reads, is left out. Raises InputError.
     """
-    if not isinstance(model.backbone, MobileNetV2):
-        raise InputError(f"the backbone is {type(model.backbone).__name__}: the hard case is made of MobileNetV2")
+    if not isinstance(model, DeepLabV3) or not isinstance(model.backbone, MobileNetV2) or model.decoder is not None:
+        raise InputError(
+            "the hard case is made of DeepLabV3-MobileNetV2 without a decoder, as that reads the trunks"
+        )
     stages: list[list[InvertedResidual]] = []
     for block in model.backbone.features:
         if isinstance(block, InvertedResidual):
@@ -113,7 +117,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Plain calibration, ours, and ours under the guard on a network with huge outliers."""
-    model = int8_networks.read_checkpoint(weights)
+    model = read_checkpoint(weights)
     probe = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         before = model(probe)

@@ -25,6 +25,7 @@ import onnx
 
 from edgeseg._terminal import SizeType, progress
 from edgeseg.benchmarks import hard_case, int8_networks
+from edgeseg.benchmarks.checkpoints import read_checkpoint
 from edgeseg.benchmarks.int8_plain import normalisation, quantize_by_nncf, quantize_plainly
 from edgeseg.benchmarks.int8_race import Ratio, contender, executed, race
 from edgeseg.benchmarks.int8_steps import STEPS, read_encoded
@@ -175,7 +176,7 @@ def _ground(
     if bundle_path is not None:
         bundle = Bundle.open(bundle_path)
     elif weights is not None:
-        network = int8_networks.read_checkpoint(weights)
+        network = read_checkpoint(weights)
         bundle = int8_networks.export(network, temporary / "float.edgeseg", size, strides)
     else:
         raise InputError("nothing to measure: give --weights or --bundle")

@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 import edgeseg
 from edgeseg.bundle import Bundle
 from edgeseg.calibration import recipe
 from edgeseg.calibration.datasets import Dataset, open_dataset
 from edgeseg.errors import InputError
-from edgeseg.models import deeplabv3, load_weights
-from edgeseg.models.deeplabv3 import DeepLabV3
 from edgeseg.palette import CAMVID
 from edgeseg.preprocess import Preprocessor
 from edgeseg.types import Image, Size
 
 
-def read_checkpoint(weights: Path) -> DeepLabV3:
-    """DeepLabV3-MobileNetV2 with CamVid's classes, in evaluation mode."""
-    model = deeplabv3("mobilenet_v2", num_classes=len(CAMVID)).eval()
-    load_weights(model, weights)
-    return model
-
-
-def export(model: DeepLabV3, path: Path, size: Size, strides: Sequence[int]) -> Bundle:
+def export(model: nn.Module, path: Path, size: Size, strides: Sequence[int]) -> Bundle:
     """The network as a bundle, for pixels scaled to -1..1."""
     half = (0.5, 0.5, 0.5)
     return edgeseg.export(

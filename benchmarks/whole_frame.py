@@ -101,13 +101,11 @@ def _frames(size: Size, folder: Path | None) -> list[Image]:
 
 
 def _export(weights: Path, size: Size, output_stride: int, folder: Path) -> Bundle:
-    from edgeseg.models import deeplabv3, load_weights
+    from edgeseg.benchmarks.checkpoints import read_checkpoint
 
-    model = deeplabv3("mobilenet_v2", num_classes=len(CAMVID))
-    load_weights(model, weights)
     half = (0.5, 0.5, 0.5)
     return edgeseg.export(
-        model,
+        read_checkpoint(weights),
         folder / "bench.edgeseg",
         input_size=size,
         classes=CAMVID,

@@ -171,7 +171,7 @@ def test_bundle_and_module_agree_at_any_size(stride: int, size: tuple[int, int],
     from edgeseg.inspection.module_graphs import from_module
     from edgeseg.models import deeplabv3
 
-    model = deeplabv3("mobilenet_v2", num_classes=11, output_stride=stride)
+    model = deeplabv3("mobilenet_v2", num_classes=11, decoder="subpixel", output_stride=stride)
     ours = from_module(model, input_size=size)
     frozen = graphs.from_bundle(Bundle.open(EMBEDDED, verify=False), output_stride=stride, input_size=size)
     assert list(map(signature, convolutions(ours))) == list(map(signature, convolutions(frozen)))
