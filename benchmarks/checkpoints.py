@@ -12,7 +12,7 @@ from edgeseg.models.weights import read_weights
 def read_checkpoint(weights: Path) -> DeepLabV3 | UNet:
     """DeepLabV3-MobileNetV2 with or without the sub-pixel decoder, or a U-Net, in evaluation mode.
 
-    Raises InputError where the file holds neither.
+    Raises InputError where the file holds none of them.
     """
     state = read_weights(weights)
     if "classifier.weight" not in state:

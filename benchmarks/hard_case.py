@@ -64,9 +64,7 @@ def rescale(model: nn.Module, trunks: Sequence[int], factor: float, channels: in
     which the ASPP reads, is left out. Raises InputError.
     """
     if not isinstance(model, DeepLabV3) or not isinstance(model.backbone, MobileNetV2) or model.decoder is not None:
-        raise InputError(
-            "the hard case is made of DeepLabV3-MobileNetV2 without a decoder, as that reads the trunks"
-        )
+        raise InputError("the hard case is made of DeepLabV3-MobileNetV2 without a decoder, as that reads the trunks")
     stages: list[list[InvertedResidual]] = []
     for block in model.backbone.features:
         if isinstance(block, InvertedResidual):

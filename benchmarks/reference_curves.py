@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeseg._canvas import BLUE, GREEN, INK, MARK, ORANGE, PALE, Canvas
+from edgeseg.benchmarks.reference_journal import LOG, RUN
 from edgeseg.benchmarks.reference_training import Schedule
 from edgeseg.errors import InputError
 from edgeseg.types import Image
@@ -31,12 +32,12 @@ def draw_curves(folders: Sequence[Path]) -> Image:
 
 def _read(folder: Path) -> tuple[str, Schedule, dict[int, float]]:
     try:
-        about = json.loads((folder / "run.json").read_text())
-        entries: list[dict[str, Any]] = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        about = json.loads((folder / RUN).read_text())
+        entries: list[dict[str, Any]] = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
         known = {field.name for field in dataclasses.fields(Schedule)}
         schedule = Schedule(**{name: value for name, value in about.items() if name in known})
         return about["network"], schedule, {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder} holds no training run: give the folder that `train` wrote ({error})") from error
 
 

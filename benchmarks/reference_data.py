@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from edgeseg import images
 from edgeseg._terminal import progress
 from edgeseg.benchmarks.accuracy import labelled_pairs
+from edgeseg.errors import InputError
 from edgeseg.scene import street_scene
 from edgeseg.types import ClassMap, Image, Size
 
@@ -37,7 +39,8 @@ class Photos:
 def read_photos(data: Path, split: str, held_out: float) -> Photos:
     """Read a split; of every sequence (the name up to "_") its last `held_out` share, 0 to 1, is kept apart.
 
-    Whole ends of sequences, as neighbouring frames of a film show the same street.
+    Whole ends of sequences, as neighbouring frames of a film show the same street. Raises InputError for a label that
+    does not fit its photo, or where nothing is left to train on or was to be held out and cannot.
     """
     pairs = labelled_pairs(data, split)
     sequences: dict[str, int] = {}
@@ -52,7 +55,18 @@ def read_photos(data: Path, split: str, held_out: float) -> Photos:
             seen[name] = seen.get(name, 0) + 1
             end = seen[name] > round(sequences[name] * (1 - held_out))
             (kept if end else train).append(_read(photo, label))
+    if not train or (held_out and not kept):
+        part = "to train on" if not train else "held out"
+        raise InputError(f"holding out {held_out:g} of {len(pairs)} photos leaves none {part}: choose another share")
     return Photos(tuple(train), tuple(kept))
+
+
+def digest(photos: Photos) -> str:
+    """SHA-256 of all pixels and labels, as 64 hex digits: a resumed run must see what it saw."""
+    made = hashlib.sha256()
+    for image, label in (*photos.train, *photos.held_out):
+        made.update(repr(image.shape).encode() + image.tobytes() + label.tobytes())
+    return made.hexdigest()
 
 
 def _sequence(photo: Path) -> str:
@@ -60,8 +74,12 @@ def _sequence(photo: Path) -> str:
 
 
 def _read(photo: Path, label: Path) -> Pair:
-    classes = np.asarray(cv2.imread(str(label), cv2.IMREAD_UNCHANGED), np.uint8)
-    return images.read(photo), np.where(classes < CLASSES, classes, VOID).astype(np.uint8)
+    image, classes = images.read(photo), cv2.imread(str(label), cv2.IMREAD_UNCHANGED)
+    if classes is None or classes.dtype != np.uint8 or classes.shape != image.shape[:2]:
+        found = "no image" if classes is None else f"{classes.dtype} of shape {classes.shape}"
+        height, width = image.shape[:2]
+        raise InputError(f"{label} is {found}: a grey 8-bit image of {height}x{width} class numbers is needed")
+    return image, np.where(classes < CLASSES, classes, VOID).astype(np.uint8)
 
 
 def draw_streets(count: int, seed: int, size: Size) -> tuple[Pair, ...]:
@@ -146,9 +164,13 @@ def class_weights(photos: tuple[Pair, ...]) -> npt.NDArray[np.float32]:
     """float32 (classes,): square root of median frequency over frequency, so rare classes weigh more, mean 1.
 
     Median frequency balancing (Eigen, Fergus, ICCV 2015, section 5), softened: at full strength poles and signs
-    spread over what is beside them.
+    spread over what is beside them. Classes that never occur weigh what the rarest does. Raises InputError where none
+    occurs.
     """
     counts = sum(np.bincount(label.ravel(), minlength=256)[:CLASSES] for _, label in photos)
-    share = np.asarray(counts, np.float64) / np.sum(counts)
-    weights = np.sqrt(np.median(share) / np.maximum(share, 1e-6))
-    return np.asarray(weights / weights.mean(), np.float32)
+    share = np.asarray(counts, np.float64) / max(1, np.sum(counts))
+    present = share > 0
+    if not present.any():
+        raise InputError("no pixel of these photos is labelled with a class")
+    weights = np.sqrt(np.median(share[present]) / np.maximum(share, share[present].min()))
+    return np.asarray(weights / weights[present].mean(), np.float32)

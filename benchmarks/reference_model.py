@@ -1,10 +1,10 @@
 """Trains the reference networks: one checkpoint for every output stride, by a recipe anyone can run again.
 
 python -m edgeseg.benchmarks.reference_model train deeplabv3_mobilenet_v2 --data ../shared/data/camvid \
-    --backbone ../shared/models/mobilenet_v2_backbone_voc.safetensors -o runs/deeplabv3
+    --backbone ../shared/models/mobilenet_v2_backbone_voc.safetensors --threads 2 -o runs/deeplabv3
 
 Started again with the same arguments, a run that was stopped or killed goes on from its last checkpoint and ends at
-the weights it would have had (on a CPU with the same number of threads).
+the weights it would have had (on the same machine with the same number of threads).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import torch
 from safetensors.torch import save
 
 from edgeseg import images
-from edgeseg._files import write_atomic
+from edgeseg._files import sha256, write_atomic
 from edgeseg._terminal import Finite, SizeType, status
 from edgeseg.benchmarks.reference_curves import draw_curves
-from edgeseg.benchmarks.reference_data import Batches, class_weights, draw_streets, read_photos
+from edgeseg.benchmarks.reference_data import Batches, class_weights, digest, draw_streets, read_photos
+from edgeseg.benchmarks.reference_journal import Journal
 from edgeseg.benchmarks.reference_networks import RECIPES, fold_norms, start_from, unfold_norms
 from edgeseg.benchmarks.reference_scores import scores, show
-from edgeseg.benchmarks.reference_training import Journal, Run, Schedule, ahead
-from edgeseg.errors import EdgesegError
+from edgeseg.benchmarks.reference_training import Run, Schedule, ahead
+from edgeseg.errors import EdgesegError, InputError
 from edgeseg.models import load_weights
 from edgeseg.types import Size
 
@@ -45,10 +46,10 @@ def main() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the photos; the recipe's own if left out.")
 @click.option("--size", type=SizeType(), help="Of the views, each side a multiple of 32; the recipe's own if left out.")
-@click.option("--batch", type=click.IntRange(1), help="Views per step; the recipe's own if left out.")
+@click.option("--batch", type=click.IntRange(2), help="Views per step; the recipe's own if left out.")
 @click.option("--streets", type=click.IntRange(0), default=64, show_default=True, help="Drawn scenes mixed in.")
 @click.option("--held-out", type=Finite(0, 0.5), default=0.0, show_default=True, help="Kept apart, and scored on.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--checkpoint-every", type=click.IntRange(1), default=100, show_default=True, help="Steps.")
 @click.option("--score-every", type=click.IntRange(1), default=20, show_default=True, help="Epochs, if held out.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
@@ -70,7 +71,12 @@ def train(
     device: str,
     threads: int | None,
 ) -> None:
-    """Train NETWORK; writes NETWORK.safetensors (half precision), log.jsonl and checkpoints into the folder."""
+    """Train NETWORK; writes NETWORK.safetensors (half precision), log.jsonl and checkpoints into the folder.
+
+    Off a terminal the log is the progress: a line per step. An epoch is as many whole batches as the photos make.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no CUDA device here; leave it out to train on the CPU")
     if threads:
         torch.set_num_threads(threads)
     recipe = RECIPES[network].changed(epochs=epochs, size=size, batch=batch)
@@ -88,19 +94,22 @@ def train(
         learning_rate=recipe.learning_rate,
     )
     run = Run(model, schedule, class_weights(photos.train), device)
-    settings = {"network": network, "backbone": str(backbone), "held_out": held_out, "streets": streets}
-    settings |= {"size": recipe.size, "batch": recipe.batch, "threads": torch.get_num_threads()}
+    settings: dict[str, object] = {"network": network}
+    settings |= {"data": digest(photos), "backbone": None if backbone is None else sha256(backbone)}
+    settings |= {"held_out": held_out, "streets": streets, "size": recipe.size, "batch": recipe.batch}
+    settings |= {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
     journal = Journal(output, settings | dataclasses.asdict(schedule))
     journal.resume(run)
     drawn = draw_streets(streets, seed, photos.train[0][1].shape)
     batches = Batches(photos.train, drawn, recipe.size, recipe.batch, seed)
+    began, first = time.perf_counter(), run.step
     with status() as tell:
         for views, labels in ahead(batches, range(run.step, schedule.steps)):
             started = time.perf_counter()
             loss = run.train_on(views, labels)
             seconds = time.perf_counter() - started
             journal.note({"step": run.step, "loss": round(loss, 4), "seconds": round(seconds, 3)})
-            left = (schedule.steps - run.step) * seconds / 60
+            left = (schedule.steps - run.step) * (time.perf_counter() - began) / (run.step - first) / 60
             tell(f"step {run.step} of {schedule.steps}: loss {loss:.3f}, about {left:.0f} min left")
             finished = run.step == schedule.steps
             if held_out and (finished or run.step % (per_epoch * score_every) == 0):

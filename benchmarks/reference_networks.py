@@ -57,9 +57,9 @@ RECIPES = {
 
 
 def start_from(model: nn.Module, backbone: Path) -> None:
-    """Load a checkpoint that holds the backbone alone.
+    """Load a checkpoint that holds the backbone, all of it, and maybe more of this network.
 
-    Raises InputError where a name or shape does not fit, or no weight of the backbone is in it.
+    Raises InputError where a name or shape does not fit, or a weight of the backbone is missing.
     """
     own, state = model.state_dict(), read_weights(backbone)
     unknown = [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
@@ -104,7 +104,10 @@ def _fold(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> None:
 
 
 def unfold_norms(state: dict[str, Tensor], folded: list[tuple[str, str]]) -> dict[str, Tensor]:
-    """The state of a folded network in the names of the plain one: identity norms that hold the biases."""
+    """The state of a folded network in the names of the plain one: norms that are the identity but for their biases.
+
+    Their variance is 1 - eps; in half precision it becomes 1, which scales by 1 - 5e-6.
+    """
     state = dict(state)
     for conv, norm in folded:
         bias = state.pop(f"{conv}.bias")

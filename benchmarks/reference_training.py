@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeseg._files import write_atomic
 from edgeseg.benchmarks.reference_data import VOID, Floats
 from edgeseg.errors import InputError
 from edgeseg.types import ClassMap, Image
 
-Batches = Callable[[int], tuple[Image, ClassMap]]
-"""The batch of a step."""
+Draw = Callable[[int], tuple[Image, ClassMap]]
+"""The views and labels of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +58,8 @@ def loss_of(logits: Tensor, labels: Tensor, weights: Tensor, lovasz: float, offs
     rows = upsampling(labels.shape[1] * 2, logits.shape[2])[y::2].to(logits.device)
     columns = upsampling(labels.shape[2] * 2, logits.shape[3])[x::2].to(logits.device)
     full = rows @ logits.float() @ columns.T
+    if bool((labels == VOID).all()):
+        return full.sum() * 0  # both losses are means over nothing
     loss = nn.functional.cross_entropy(full, labels, weight=weights, ignore_index=VOID)
     if lovasz:
         loss = loss + lovasz * lovasz_softmax(full[:, :, ::2, ::2].softmax(1), labels[:, ::2, ::2])
@@ -95,7 +93,7 @@ def lovasz_softmax(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 class Run:
-    """The network, its running average and optimiser at one step; everything `save` writes, `resume` brings back."""
+    """The network, its running average and optimiser at one step; everything `state` gives, `restore` brings back."""
 
     def __init__(self, model: nn.Module, schedule: Schedule, weights: Floats, device: str = "cpu") -> None:
         self.model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -120,7 +118,7 @@ class Run:
         ]
 
     def train_on(self, images: Image, labels: ClassMap) -> float:
-        """One step; the loss."""
+        """One step; the loss. Raises InputError where that is not finite, before any weight changes."""
         settings = self.schedule
         torch.manual_seed(settings.seed * 1_000_003 + self.step)  # of dropout
         rng = np.random.default_rng([settings.seed, 3, self.step])
@@ -136,13 +134,19 @@ class Run:
             logits = self.model(x)
         offset = int(rng.integers(2)), int(rng.integers(2))
         loss = loss_of(logits, target, self._weights, settings.lovasz, offset)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise InputError(
+                f"step {self.step + 1}: the loss is {value} at output stride {stride}; the last checkpoint stays: try "
+                "a smaller learning rate or other data"
+            )
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
         self._optimiser.step()
         self.step += 1
         self._follow()
-        return float(loss.detach())
+        return value
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -167,40 +171,11 @@ class Run:
         return {"step": self.step, "model": self.model.state_dict(), "average": self.average, "optimiser": optimiser}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Bring back what `state` gave."""
         self.step = int(state["step"])
         self.model.load_state_dict(state["model"])
-        self.average = dict(state["average"])
+        self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         self._optimiser.load_state_dict(state["optimiser"])
-
-
-class Journal:
-    """The folder of a run: what was asked for, its log, and the last checkpoint."""
-
-    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
-        self._settings = json.loads(json.dumps(settings))
-        self._checkpoint, self._log, self._about = folder / "checkpoint.pt", folder / "log.jsonl", folder / "run.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._about.is_file() and json.loads(self._about.read_text()) != self._settings:
-            raise InputError(f"{folder} holds a run with other settings, see {self._about.name}: choose another folder")
-        write_atomic(self._about, json.dumps(self._settings, indent=2).encode())
-
-    def resume(self, run: Run) -> None:
-        """Bring `run` to the last checkpoint, and the log back to it; nothing where there is none."""
-        if not self._checkpoint.is_file():
-            write_atomic(self._log, b"")
-            return
-        run.restore(torch.load(self._checkpoint, map_location=run.device, weights_only=True))
-        lines = [line for line in self._log.read_bytes().splitlines() if line.endswith(b"}")]
-        write_atomic(self._log, b"".join(line + b"\n" for line in lines if json.loads(line)["step"] <= run.step))
-
-    def note(self, entry: Mapping[str, object]) -> None:
-        with self._log.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def save(self, run: Run) -> None:
-        buffer = io.BytesIO()
-        torch.save(run.state(), buffer)
-        write_atomic(self._checkpoint, buffer.getvalue())
 
 
 def normalised(images: Image, device: str) -> Tensor:
@@ -209,7 +184,7 @@ def normalised(images: Image, device: str) -> Tensor:
     return (x / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def ahead(batches: Batches, steps: range) -> Iterator[tuple[Image, ClassMap]]:
+def ahead(batches: Draw, steps: range) -> Iterator[tuple[Image, ClassMap]]:
     """The batches of `steps`, each prepared in a thread while the one before is trained on."""
     with ThreadPoolExecutor(1) as pool:
         following = [pool.submit(batches, step) for step in steps[:2]]

@@ -8,15 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import save_file
 from torch import nn
 
-from edgeseg.benchmarks import reference_data, reference_networks, reference_training
+from edgeseg.benchmarks import reference_data, reference_model, reference_networks, reference_training
 from edgeseg.benchmarks.checkpoints import read_checkpoint
 from edgeseg.benchmarks.reference_curves import draw_curves
-from edgeseg.errors import InputError
+from edgeseg.errors import EdgesegError, InputError
 from edgeseg.models import deeplabv3, unet
 from edgeseg.scene import street_scene
 
@@ -158,7 +159,7 @@ def test_what_is_no_checkpoint(tmp_path):
 def _train(folder: Path, data: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "edgeseg.benchmarks.reference_model", "train", "deeplabv3_mobilenet_v2"]
     command += ["--data", str(data), "-o", str(folder), "--size", "64x96", "--batch", "2", "--epochs", "3"]
-    command += ["--streets", "2", "--checkpoint-every", "2", "--threads", "1", *more]
+    command += ["--streets", "2", "--checkpoint-every", "2", "--threads", "1", "--held-out", "0.25", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -169,9 +170,15 @@ def _steps(folder: Path) -> list[int]:
 
 
 def test_a_killed_run_ends_at_the_weights_of_an_unbroken_one(tmp_path):
+    """As the embedded network was trained: from a backbone with its norms folded away, scored on the way."""
     data = _dataset(tmp_path / "data", 8)
+    torch.manual_seed(3)
+    network = deeplabv3("mobilenet_v2", num_classes=2)
+    backbone = {name: value for name, value in network.state_dict().items() if name.startswith("backbone.")}
+    save_file(backbone, tmp_path / "backbone.safetensors")
+    more = ("--backbone", str(tmp_path / "backbone.safetensors"), "--score-every", "1")
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    first, second = _train(unbroken, data), _train(killed, data)
+    first, second = _train(unbroken, data, *more), _train(killed, data, *more)
     deadline = time.monotonic() + 120
     while len(_steps(killed)) < 5 and second.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -179,16 +186,83 @@ def test_a_killed_run_ends_at_the_weights_of_an_unbroken_one(tmp_path):
     second.communicate()
     assert second.returncode == -signal.SIGKILL
     assert not (killed / "deeplabv3_mobilenet_v2.safetensors").exists()
-    again = _train(killed, data)
+    with (killed / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "held_out": [{"iou": {}')  # as a kill within a line leaves it
+    again = _train(killed, data, *more)
     for process in (first, again):
         assert process.communicate(timeout=120)[1] == ""
         assert process.returncode == 0
-    assert _steps(killed) == _steps(unbroken) == list(range(1, 13))
+    assert _steps(killed) == _steps(unbroken) == list(range(1, 10))
     weights = [(folder / "deeplabv3_mobilenet_v2.safetensors").read_bytes() for folder in (unbroken, killed)]
     assert weights[0] == weights[1]
-
+    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (unbroken, killed)]
+    for part in ("model", "average"):
+        for name, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][name]), name
+    scored = [[line for line in (folder / "log.jsonl").read_text().splitlines() if "held_out" in line]
+              for folder in (unbroken, killed)]  # fmt: skip
+    assert scored[0] == scored[1]
+    assert len(scored[0]) == 3
     assert draw_curves([killed, unbroken]).shape[2] == 3
 
-    other = _train(killed, data, "--seed", "1")
-    assert "other settings" in other.communicate(timeout=120)[1]
-    assert other.returncode == 1
+
+def _refused(arguments: list[str]) -> str:
+    result = CliRunner().invoke(reference_model.main, arguments)
+    assert isinstance(result.exception, EdgesegError), result.output
+    return str(result.exception)
+
+
+def test_what_a_run_refuses(tmp_path):
+    data, folder = _dataset(tmp_path / "data", 4), tmp_path / "run"
+    train = ["train", "deeplabv3_mobilenet_v2", "--data", str(data), "-o", str(folder), "--size", "32x32"]
+    train += ["--batch", "2", "--epochs", "1", "--streets", "0", "--threads", "1"]
+    assert "leaves none held out" in _refused([*train, "--held-out", "0.1"])
+    assert not folder.exists()
+    (tmp_path / "file").touch()
+    assert "cannot use" in _refused([*train, "-o", str(tmp_path / "file")])
+    assert CliRunner().invoke(reference_model.main, train).exit_code == 0
+    assert "seed is 1 and was 0" in _refused([*train, "--seed", "1"])
+    checkpoint = (folder / "checkpoint.pt").read_bytes()
+    (folder / "checkpoint.pt").write_bytes(checkpoint[:1000])
+    assert "is damaged: delete it" in _refused(train)
+    (folder / "run.json").write_text("[")
+    assert "run.json is damaged" in _refused(train)
+    (folder / "run.json").unlink()
+
+    label = data / "labels" / "train" / "a_000.png"
+    content = label.read_bytes()
+    cv2.imwrite(str(label), np.zeros((32, 48), np.uint8))
+    assert "a_000.png is uint8 of shape (32, 48): a grey 8-bit image of 64x96" in _refused(train)
+    label.write_bytes(content[:40])
+    assert "is no image" in _refused(train)
+    for path in (data / "labels" / "train").iterdir():
+        cv2.imwrite(str(path), np.full((64, 96), 11, np.uint8))
+    assert "no pixel of these photos is labelled" in _refused(train)
+
+
+def test_other_data_is_another_run(tmp_path):
+    def settings(pairs):
+        return reference_data.digest(reference_data.Photos(pairs, ()))
+
+    pairs = tuple(street_scene(seed, (64, 96)) for seed in range(2))
+    changed = pairs[0][1].copy()
+    changed[3, 4] ^= 1
+    assert settings(pairs) == settings(tuple(pairs))
+    assert len({settings(pairs), settings(pairs[::-1]), settings(((pairs[0][0], changed), pairs[1]))}) == 3
+
+
+def test_views_without_labels_change_nothing_by_themselves():
+    logits = torch.randn(2, 11, 4, 6, requires_grad=True)
+    labels = torch.full((2, 32, 48), reference_data.VOID)
+    loss = reference_training.loss_of(logits, labels, torch.ones(11), 0.5, (1, 0))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not logits.grad.any()
+
+
+def test_classes_that_never_occur_leave_the_weights_finite():
+    label = np.zeros((4, 8), np.uint8)
+    label[:, 6:] = 3
+    weights = reference_data.class_weights(((np.zeros((4, 8, 3), np.uint8), label),))
+    assert weights[0] / weights[3] == pytest.approx((8 / 24) ** 0.5)
+    assert np.isfinite(weights).all()
