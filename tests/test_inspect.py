@@ -405,11 +405,11 @@ def test_textbook_case(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
 def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     code, short, err = run(capsys)
     assert (code, err) == (0, "")
-    assert "360x480 -> 23x30 (output stride 16)" in short
-    assert "total: 10 of 58 convolutions shown, --all lists the rest; 3.41 G multiply-accumulates" in short
-    assert "receptive field: 1067x1067 pixels, the image has 360x480; global pooling sees all of it" in short
+    assert "360x480 -> 45x60 (stride 8)" in short
+    assert "total: 10 of 63 convolutions shown, --all lists the rest; 3.49 G multiply-accumulates" in short
+    assert "receptive field: 1083x1083 pixels, the image has 360x480; global pooling sees all of it" in short
     _, everything, _ = run(capsys, "--all")
-    assert len(everything.splitlines()) == len(short.splitlines()) + 48
+    assert len(everything.splitlines()) == len(short.splitlines()) + 53
     _, atrous, _ = run(capsys, "--atrous-only", "--output-stride", 8)
     assert len([line for line in atrous.splitlines() if " Conv " in line]) == 13
     _, plain, _ = run(capsys, "--output-stride", 32, "--atrous-only", "--json")

@@ -146,7 +146,7 @@ _HEADS = (
 
 def _lines(report: Report, chosen: list[LayerReport]) -> list[str]:
     """The table, the totals, the warnings."""
-    stride = f" (output stride {_strides(report.output_stride)})" if report.output_stride else ""
+    stride = f" (stride {_strides(report.output_stride)})" if report.output_stride else ""
     lines = [f"{report.source}: {_size(report.input_size)} -> {_size(report.map_size)}{stride}"]
     if chosen:
         table = [_HEADS, *(_cells(row) for row in chosen)]
