@@ -79,6 +79,8 @@ def lovasz_softmax(probabilities: Tensor, labels: Tensor) -> Tensor:
     probabilities (N, classes, h, w), labels (N, h, w); the whole batch counts as one image.
     """
     kept = labels.flatten() != VOID
+    if not bool(kept.any()):
+        return probabilities.sum() * 0
     flat = probabilities.transpose(0, 1).flatten(1)[:, kept]
     present, rows = torch.unique(labels.flatten()[kept], return_inverse=True)
     truth = (torch.arange(len(present), device=rows.device)[:, None] == rows).to(flat.dtype)

@@ -258,6 +258,8 @@ def test_views_without_labels_change_nothing_by_themselves():
     loss.backward()
     assert float(loss.detach()) == 0
     assert not logits.grad.any()
+    labels[0, 3, 2] = 4  # on the grid of the cross-entropy, not on that of the Lovasz part
+    assert torch.isfinite(reference_training.loss_of(logits, labels, torch.ones(11), 0.5, (1, 0)))
 
 
 def test_classes_that_never_occur_leave_the_weights_finite():
