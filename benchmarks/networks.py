@@ -42,6 +42,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "deeplabv3 mobilenet_v2": (lambda: deeplabv3("mobilenet_v2", num_classes=_CLASSES), (8, 16, 32)),
     "deeplabv3+ mobilenet_v2": (lambda: deeplabv3("mobilenet_v2", num_classes=_CLASSES, decoder="plus"), (8, 16, 32)),
+    "deeplabv3 mobilenet_v2, subpixel": (
+        lambda: deeplabv3("mobilenet_v2", num_classes=_CLASSES, decoder="subpixel"),
+        (8, 16, 32),
+    ),
     "deeplabv3 resnet50, multi-grid": (
         lambda: deeplabv3("resnet50", num_classes=_CLASSES, multi_grid=(1, 2, 4)),
         (8, 16, 32),

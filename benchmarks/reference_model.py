@@ -23,7 +23,7 @@ from edgeseg._terminal import Finite, SizeType, status
 from edgeseg.benchmarks.reference_curves import draw_curves
 from edgeseg.benchmarks.reference_data import Batches, class_weights, digest, draw_streets, read_photos
 from edgeseg.benchmarks.reference_journal import Journal
-from edgeseg.benchmarks.reference_networks import RECIPES, fold_norms, start_from, unfold_norms
+from edgeseg.benchmarks.reference_networks import RECIPES, by_phases, fold_norms, start_from, unfold_norms
 from edgeseg.benchmarks.reference_scores import scores, show
 from edgeseg.benchmarks.reference_training import Run, Schedule, ahead
 from edgeseg.errors import EdgesegError, InputError
@@ -51,7 +51,7 @@ def main() -> None:
 @click.option("--held-out", type=Finite(0, 0.5), default=0.0, show_default=True, help="Kept apart, and scored on.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--checkpoint-every", type=click.IntRange(1), default=100, show_default=True, help="Steps.")
-@click.option("--score-every", type=click.IntRange(1), default=20, show_default=True, help="Epochs, if held out.")
+@click.option("--score-every", type=click.IntRange(1), show_default="20", help="Epochs, if held out.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Of the CPU.")
 def train(
@@ -67,7 +67,7 @@ def train(
     held_out: float,
     seed: int,
     checkpoint_every: int,
-    score_every: int,
+    score_every: int | None,
     device: str,
     threads: int | None,
 ) -> None:
@@ -77,6 +77,8 @@ def train(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device here; leave it out to train on the CPU")
+    if score_every and not held_out:
+        raise InputError(f"--score-every {score_every}: nothing is held out to score on; give --held-out, as 0.1")
     if threads:
         torch.set_num_threads(threads)
     recipe = RECIPES[network].changed(epochs=epochs, size=size, batch=batch)
@@ -85,6 +87,7 @@ def train(
     if backbone is not None:
         start_from(model, backbone)
     folded = fold_norms(model) if backbone is not None else []
+    by_phases(model)
     photos = read_photos(data, split, held_out)
     per_epoch = max(1, len(photos.train) // recipe.batch)
     schedule = Schedule(
@@ -112,7 +115,7 @@ def train(
             left = (schedule.steps - run.step) * (time.perf_counter() - began) / (run.step - first) / 60
             tell(f"step {run.step} of {schedule.steps}: loss {loss:.3f}, about {left:.0f} min left")
             finished = run.step == schedule.steps
-            if held_out and (finished or run.step % (per_epoch * score_every) == 0):
+            if held_out and (finished or run.step % (per_epoch * (score_every or 20)) == 0):
                 with run.averaged() as averaged:
                     rows = scores(averaged, photos.held_out, recipe.shares, device)
                 journal.note({"step": run.step, "held_out": [dataclasses.asdict(row) for row in rows]})
@@ -149,6 +152,12 @@ def curves(folders: tuple[Path, ...], output: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from error
+    except click.Abort as error:
+        click.echo("reference_model: interrupted", err=True)
+        raise SystemExit(130) from error
     except EdgesegError as error:
         raise SystemExit(f"reference_model: {error}") from error

@@ -99,8 +99,6 @@ def _fold(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> None:
     scale = norm.weight / (variance + norm.eps).sqrt()
     conv.weight.mul_(scale[:, None, None, None])
     conv.bias = nn.Parameter(norm.bias - mean * scale)
-    if conv.groups == conv.in_channels > 1:
-        conv.__class__ = PhasedConv2d  # the same layer, computed another way
 
 
 def unfold_norms(state: dict[str, Tensor], folded: list[tuple[str, str]]) -> dict[str, Tensor]:
@@ -116,6 +114,13 @@ def unfold_norms(state: dict[str, Tensor], folded: list[tuple[str, str]]) -> dic
         state[f"{norm}.running_mean"] = torch.zeros_like(bias)
         state[f"{norm}.running_var"] = torch.ones_like(bias) - nn.BatchNorm2d(1).eps
     return state
+
+
+def by_phases(model: nn.Module) -> None:
+    """Make `PhasedConv2d` of the depthwise convolutions, in place; names and values of the weights stay."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+            module.__class__ = PhasedConv2d  # the same layer, computed another way
 
 
 class PhasedConv2d(nn.Conv2d):

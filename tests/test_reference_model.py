@@ -1,3 +1,4 @@
+import copy
 import json
 import signal
 import subprocess
@@ -110,6 +111,43 @@ def test_a_phased_convolution_is_the_dilated_one(dilation, size):
     torch.testing.assert_close(phased.weight.grad, plain.weight.grad)
 
 
+def test_gradients_of_dilated_convolutions_in_bfloat16():
+    """At this size and channels last, as the recipe trains, torch 2.13's own are garbage."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(384, 384, 3, padding=2, dilation=2, groups=384, bias=False))
+    x, weight = torch.randn(2, 2, 384, 22, 30)
+    layers, x = (value.to(memory_format=torch.channels_last) for value in (layers, x))
+    (layers(x) * weight).sum().backward()
+    wanted, layers[0].weight.grad = layers[0].weight.grad, None
+    reference_networks.by_phases(layers)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layers(x)
+    (y.float() * weight).sum().backward()
+    assert float((layers[0].weight.grad - wanted).norm() / wanted.norm()) < 0.01
+
+
+def test_training_from_random_weights():
+    torch.set_num_threads(1)  # several wait for each other where the machine is busy
+    torch.manual_seed(0)
+    plain = reference_networks.RECIPES["deeplabv3_mobilenet_v2"].build()
+    phased = copy.deepcopy(plain)
+    reference_networks.by_phases(phased)
+    states = plain.state_dict(), phased.state_dict()
+    assert list(states[0]) == list(states[1])
+    x = torch.randn(1, 3, 64, 96)
+    for output_stride in (8, 16, 32):
+        for model in (plain, phased):
+            model.eval().set_output_stride(output_stride)
+        with torch.inference_mode():
+            torch.testing.assert_close(phased(x), plain(x), rtol=1e-5, atol=1e-6)
+    views, labels = (np.stack(part) for part in zip(*(street_scene(seed, (64, 96)) for seed in range(2)), strict=True))
+    schedule = reference_training.Schedule(steps=20, shares=((8, 0.5), (16, 0.5)), warmup=1)
+    run = reference_training.Run(phased, schedule, np.ones(11, np.float32))
+    losses = [run.train_on(views, labels) for _ in range(4)]
+    assert losses[-1] < losses[0]
+    assert all(value.isfinite().all() for value in run.average.values())
+
+
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_folding_norms_and_back_leaves_the_network(output_stride):
     torch.manual_seed(0)
@@ -156,10 +194,14 @@ def test_what_is_no_checkpoint(tmp_path):
         draw_curves([tmp_path])
 
 
+def _arguments(folder: Path, data: Path) -> list[str]:
+    arguments = ["train", "deeplabv3_mobilenet_v2", "--data", str(data), "-o", str(folder), "--size", "64x96"]
+    arguments += ["--batch", "2", "--epochs", "3", "--streets", "2", "--checkpoint-every", "2", "--threads", "1"]
+    return [*arguments, "--held-out", "0.25"]
+
+
 def _train(folder: Path, data: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "edgeseg.benchmarks.reference_model", "train", "deeplabv3_mobilenet_v2"]
-    command += ["--data", str(data), "-o", str(folder), "--size", "64x96", "--batch", "2", "--epochs", "3"]
-    command += ["--streets", "2", "--checkpoint-every", "2", "--threads", "1", "--held-out", "0.25", *more]
+    command = [sys.executable, "-m", "edgeseg.benchmarks.reference_model", *_arguments(folder, data), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -206,6 +248,21 @@ def test_a_killed_run_ends_at_the_weights_of_an_unbroken_one(tmp_path):
     assert draw_curves([killed, unbroken]).shape[2] == 3
 
 
+def test_an_interrupted_run_says_so_in_a_line_and_goes_on(tmp_path):
+    data, folder = _dataset(tmp_path / "data", 8), tmp_path / "run"
+    process = _train(folder, data)
+    deadline = time.monotonic() + 120
+    while len(_steps(folder)) < 5 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=120)[1].strip() == "reference_model: interrupted"
+    assert process.returncode == 130
+    kept = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+    assert kept >= 4
+    assert CliRunner().invoke(reference_model.main, _arguments(folder, data)).exit_code == 0
+    assert _steps(folder) == list(range(1, 10))
+
+
 def _refused(arguments: list[str]) -> str:
     result = CliRunner().invoke(reference_model.main, arguments)
     assert isinstance(result.exception, EdgesegError), result.output
@@ -217,6 +274,7 @@ def test_what_a_run_refuses(tmp_path):
     train = ["train", "deeplabv3_mobilenet_v2", "--data", str(data), "-o", str(folder), "--size", "32x32"]
     train += ["--batch", "2", "--epochs", "1", "--streets", "0", "--threads", "1"]
     assert "leaves none held out" in _refused([*train, "--held-out", "0.1"])
+    assert "--score-every 5: nothing is held out" in _refused([*train, "--score-every", "5"])
     assert not folder.exists()
     (tmp_path / "file").touch()
     assert "cannot use" in _refused([*train, "-o", str(tmp_path / "file")])
