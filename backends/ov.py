@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import numpy as np
 import openvino
 
 from edgeseg.backends.base import Backend, Device, ExecutedLayer, Options, Session, SessionInfo
+from edgeseg.backends.ov_blobs import checked_blobs
 from edgeseg.errors import BackendError, DeviceError
 from edgeseg.types import Batch, Encoding, Logits, Model
 
@@ -27,18 +29,22 @@ class OpenVinoSession(Session):
     def __init__(self, core: openvino.Core, model: Model, device: str, options: Options, cache: Path | None) -> None:
         hint = "f16" if device == "npu" else _HINTS[options.precision]
         config: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-        if cache is not None:
-            config["CACHE_DIR"] = str(cache)
         if options.threads and device == "cpu":
             config["INFERENCE_NUM_THREADS"] = options.threads
         self._core, self._model = core, model
-        self._config = {name: value for name, value in config.items() if name != "CACHE_DIR"}
-        try:
-            # By path, not as a model object: a warm cache then skips reading the graph altogether.
-            self._compiled = core.compile_model(model.path, device.upper(), config)
-            self._request = self._compiled.create_infer_request()
-        except Exception as error:  # RuntimeError from every layer below
-            raise BackendError(f"OpenVINO cannot compile {model.path.name} for {device}: {_reason(error)}") from error
+        self._config = config
+        facts = {"runtime": OpenVinoBackend.version, "device": device, "precision": options.precision}
+        facts |= {"threads": str(options.threads)} if options.threads else {}
+        blobs = nullcontext() if cache is None else checked_blobs(cache, model, facts)
+        with blobs as folder:
+            cached = {} if folder is None else {"CACHE_DIR": str(folder)}
+            try:
+                # By path, not as a model object: a warm cache then skips reading the graph altogether.
+                self._compiled = core.compile_model(model.path, device.upper(), config | cached)
+                self._request = self._compiled.create_infer_request()
+            except Exception as error:  # RuntimeError from every layer below
+                told = f"OpenVINO cannot compile {model.path.name} for {device}: {_reason(error)}"
+                raise BackendError(told) from error
         self._shape = model.logits_shape
         self._device, self._options = device, options
 

@@ -1,4 +1,4 @@
-"""Writing without ever leaving half a file or losing the old one, and hashing."""
+"""Writing without ever leaving half a file or losing the old one, locking, and hashing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgeseg.errors import EdgesegError, InputError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_POLL_S = 0.02
+_TRIES = 1000
 
 
 def write_atomic(path: Path, data: bytes, error: type[EdgesegError] = InputError) -> None:
@@ -55,6 +65,66 @@ def replacing_directory(path: Path, error: type[EdgesegError] = InputError) -> I
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: Callable[[], object] | None = None, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file `path` (made with its folder) against other processes and threads; yields whether it is held.
+
+    While someone else holds it, `busy` is called once and the block waits its turn, or with `wait=False` runs without.
+    Where there can be no lock (a read-only folder, a file system that has none) the block runs without one too.
+    """
+    file, tries = None, _TRIES
+    with contextlib.suppress(OSError):
+        while tries:
+            try:
+                file = _acquire(path)
+            except (FileNotFoundError, FileExistsError):  # it, or its folder, was removed by who held it before
+                tries -= 1
+                continue
+            if file is not None or not wait:
+                break
+            if busy is not None:
+                busy()
+                busy = None
+            time.sleep(_POLL_S)
+    try:
+        yield file is not None
+    finally:
+        if file is not None:
+            _unlock(file)
+            os.close(file)
+
+
+def _acquire(path: Path) -> int | None:
+    """The locked file, open; None while someone else holds it. Raises OSError where there can be no lock.
+
+    FileNotFoundError and FileExistsError (mkdir's) are also for what was removed meanwhile: try again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file, held = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666), False
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # of a file that was removed meanwhile, the next one would make and lock another
+        held = os.path.samestat(os.fstat(file), path.stat())
+    except (BlockingIOError, PermissionError):
+        pass
+    finally:
+        if not held:
+            os.close(file)
+    return file if held else None
+
+
+def _unlock(file: int) -> None:
+    """Also for a process that was forked meanwhile and has the file open too; closing alone would not."""
+    with contextlib.suppress(OSError):
+        if sys.platform == "win32":
+            msvcrt.locking(file, msvcrt.LK_UNLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def sha256(path: Path) -> str:
