@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,34 @@ def data() -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def _built_cudart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None:
+        pytest.skip("no C compiler for the fake libcudart: install gcc or clang")
+    library = tmp_path_factory.mktemp("cudart") / "libcudart.so"  # each xdist worker has a folder of its own
+    source = Path(__file__).with_name("fake_cudart.c")
+    done = subprocess.run(
+        [compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", "-pthread", source, "-o", library],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode and os.name == "nt":
+        pytest.skip("the fake libcudart needs POSIX")
+    assert not done.returncode, done.stderr
+    return library
+
+
+@pytest.fixture
+def fake_cudart(_built_cudart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A libcudart on host memory, of this test alone, that `Cuda.load` finds; see fake_cudart.c for its settings."""
+    library = tmp_path / "libcudart.so"  # another file is another library: its own state, its own reading of settings
+    shutil.copy(_built_cudart, library)
+    monkeypatch.setenv("EDGESEG_CUDART", str(library))
+    return library
 
 
 @pytest.fixture(scope="session")
