@@ -30,11 +30,31 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What only a backend that compiles for minutes knows: TensorRT. The others refuse what is not the default.
+
+    `max_batch` is the largest batch of a graph that takes any; `workspace_bytes` limits the builder's scratch memory
+    (None: the device's); `optimization_level` 0 to 5 trades build time for speed (None: TensorRT's 3).
+    `hardware_compatible` engines run on every newer GPU, `version_compatible` ones on newer runtimes of the same major
+    version, both somewhat slower. `targets` are compute capabilities to compile for where no GPU is ("sm_86"; TensorRT
+    for RTX only).
+    """
+
+    max_batch: int = 1
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
-    """How to run: CPU `threads` (0: the runtime's choice) and the arithmetic `precision` to execute with."""
+    """How to run: CPU `threads` (0: the runtime's choice), the arithmetic `precision`, and how to `build`."""
 
     precision: Precision = "fp32"
     threads: int = 0
+    build: BuildOptions = BuildOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +90,9 @@ class ExecutedLayer:
 
 class Session(ABC):
     """One compiled network on one device. Safe to call from one thread at a time."""
+
+    reads_gpu: ClassVar[bool] = False
+    """Whether `run` also takes a batch, or one image (h, w, 3), in its GPU's memory (DLPack or CUDA's interface)."""
 
     @abstractmethod
     def run(self, batch: Batch) -> Logits:
@@ -116,6 +139,10 @@ class Backend(ABC):
     """The int8 encodings that this runtime computes rightly and fast, best first; `open` refuses the others."""
     refusals: ClassVar[Mapping[Encoding, str]] = {}
     """Why it does not take the other encodings, in a few words each."""
+    half_graphs: bool = False
+    """Whether fp16 needs a graph written in float16; else the backend computes the float32 one so by itself."""
+    builds: ClassVar[bool] = False
+    """Whether it takes `BuildOptions`."""
 
     @abstractmethod
     def devices(self) -> list[Device]:

@@ -6,6 +6,7 @@ import functools
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from edgeseg.calibration.table import Learnt, Rounding, Tell
 from edgeseg.calibration.writing import encoded, write
 from edgeseg.errors import BundleError, CalibrationError, EdgesegError, InputError
 from edgeseg.manifest import Calibration
+from edgeseg.surgery.tensorrt_rules import by_rule, check, refuse
 from edgeseg.types import IGNORE, Encoding
 
 __all__ = ["DEFAULT_METHOD", "ENCODINGS", "Calibrated", "Guard", "Limit", "Rounding", "calibrate", "check_writable"]
@@ -71,7 +73,7 @@ def calibrate(
     method: str | None = None,
     float_layers: Collection[str] = (),
     rounding: Rounding = Rounding(),  # noqa: B008 (frozen)
-    encodings: Sequence[Encoding] = ENCODINGS,
+    encodings: Sequence[Encoding] | None = None,
     output_strides: Sequence[int] | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -83,10 +85,12 @@ def calibrate(
     ranges and weights from the bundle's own earlier calibration (`output_strides`: those that have one), and without a
     guard its methods and float layers too. `method` is one of `ranges.METHODS`; None leaves it to the guard, or is
     `mse` without one. `float_layers` are left in float whatever the guard finds. With a `guard` every variant stays
-    within its limit on the guard's images, which must be others, or nothing is written. All int8 variants that the
-    bundle had are replaced.
+    within its limit on the guard's images, which must be others, or nothing is written. `encodings=None` writes all
+    of ENCODINGS, those for TensorRT left out with a RuntimeWarning where it would refuse the network. All int8 variants
+    that the bundle had are replaced.
 
-    Raises CalibrationError where no candidate holds in time; InputError, ImageError, BundleError, ExportError.
+    Raises CalibrationError where no candidate holds in time, and where TensorRT would refuse a network that is asked
+    for in its encoding; InputError, ImageError, BundleError, ExportError.
     """
     path, output = Path(path), Path(output)
     bundles.refuse_overwrite(output, overwrite=overwrite)
@@ -98,12 +102,13 @@ def calibrate(
         raise InputError(f"images are {images!r}: give a folder, or what open_dataset returns")
     there = bundle.output_strides if images is not None else table.strides(bundle)
     strides = tuple(dict.fromkeys(there if output_strides is None else output_strides))
-    _check(bundle, strides, method, encodings, seed)
+    _check(bundle, strides, method, ENCODINGS if encodings is None else encodings, seed)
     for dataset in (images, None if guard is None else guard.images):
         if dataset is not None and not dataset.samples:
             raise InputError(f"none of the images in {dataset.source} was taken: give some")
     networks = {stride: read_network(bundle, bundle.variant(stride, "fp32")) for stride in strides}
     _check_layers(bundle, networks, float_layers)
+    encodings = _writable(bundle, networks, encodings)
     clock = _Clock()
     learnt = table.read(bundle, networks) if images is None else {}
     guarded = guard.images.digests() if guard is not None else {}
@@ -181,6 +186,25 @@ def _check_layers(bundle: Bundle, networks: dict[int, Network], float_layers: Co
     for name in float_layers:
         if name not in known:
             raise InputError(f"no layer {name!r} in this network: `edgeseg inspect --all {bundle.path}` lists them")
+
+
+def _writable(bundle: Bundle, networks: dict[int, Network], asked: Sequence[Encoding] | None) -> Sequence[Encoding]:
+    """The encodings asked for, or all; raises CalibrationError, or leaves out, what TensorRT would refuse."""
+    if asked is not None and "tensorrt" not in asked:
+        return asked
+    found = {bundle.variant(stride, "fp32").file: check(network.model) for stride, network in networks.items()}
+    if asked is not None:
+        for name, findings in found.items():
+            refuse(findings, name, CalibrationError)
+        return asked
+    lines = by_rule(tuple({finding: None for findings in found.values() for finding in findings}))
+    for line in lines:
+        warnings.warn(
+            f"backend tensorrt will refuse this network, its encodings are left out: {line}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return ("cpu",) if lines else ENCODINGS
 
 
 def _check_labels(guard: Dataset) -> None:

@@ -16,11 +16,12 @@ from edgeseg.calibration import ranges as tables
 from edgeseg.calibration.encode import encode_cpu, encode_tensorrt
 from edgeseg.calibration.search import Outcome
 from edgeseg.calibration.table import Learnt
-from edgeseg.calibration.typed import to_typed_fp16
 from edgeseg.calibration.verification import simulated_answers
-from edgeseg.errors import BundleError
+from edgeseg.errors import BundleError, CalibrationError
 from edgeseg.manifest import Calibration, Variant
+from edgeseg.surgery.half import to_typed_fp16
 from edgeseg.surgery.shared_weights import SharedWeights
+from edgeseg.surgery.tensorrt_rules import check, refuse
 from edgeseg.types import Encoding, Image, Model
 
 _WEIGHTS = "weights-int8.bin"
@@ -45,7 +46,8 @@ def write(
 ) -> Bundle:
     """The bundle with its float variants as they are, new int8 ones beside them, and their golden answers.
 
-    `guarded` are the digests of the guard's images. Raises BundleError.
+    `guarded` are the digests of the guard's images. Raises BundleError; CalibrationError for a graph that
+    TensorRT would refuse.
     """
     floats = tuple(variant for variant in bundle.manifest.variants if variant.precision != "int8")
     kept = {bundle.manifest.golden.file, *(name for v in floats for name in (v.file, v.weights) if name)}
@@ -66,6 +68,8 @@ def write(
         for encoding, graph in made.items():
             file = f"os{stride}-int8-{encoding.replace('_', '-')}.onnx"
             graph.graph.name = file.removesuffix(".onnx")
+            if encoding != "cpu":
+                refuse(check(graph), file, CalibrationError)
             shared.take_from(graph)
             files[file] = graph.SerializeToString(deterministic=True)
             variants.append(

@@ -18,7 +18,9 @@ class LazyGroup(click.Group):
     """Imports a command's module when it is asked for, so that `--help` loads nothing heavy."""
 
     commands_at: ClassVar = {
+        "cache": "edgeseg.commands.cache",
         "calibrate": "edgeseg.commands.calibrate",
+        "compile": "edgeseg.commands.compile",
         "doctor": "edgeseg.commands.doctor",
         "export": "edgeseg.commands.export",
         "inspect": "edgeseg.commands.inspect",

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from edgeseg import labels, registry
-from edgeseg.backends.base import Backend, Options, Session
+from edgeseg.backends.base import Backend, BuildOptions, Options
 from edgeseg.bundle import Bundle
-from edgeseg.errors import BackendError, BundleError, DeviceError, EdgesegError, GoldenError, InputError
-from edgeseg.golden import check_golden
+from edgeseg.errors import BackendError, BundleError, DeviceError, EdgesegError, InputError
 from edgeseg.manifest import MIN_IMAGES, Variant
+from edgeseg.opening import cache_folder, open_session
 from edgeseg.segmenter import Segmenter
 from edgeseg.types import Precision
 
@@ -32,7 +29,7 @@ class _Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """One variant to try, and what `Segmenter.choice` says of its precision."""
 
     variant: Variant
@@ -51,18 +48,19 @@ def load(
     threads: int = 0,
     cache: str | Path | Literal["auto"] | None = "auto",
     self_test: bool = True,
+    build: BuildOptions = BuildOptions(),  # noqa: B008 (frozen)
 ) -> Segmenter:
     """Open a bundle on a backend and device, run one golden frame through it, and hand out the Segmenter.
 
     `backend="auto"` tries `registry.AUTO_ORDER` for the kind of device ("auto" means the CPU) and falls back with a
     RuntimeWarning naming the reason; a backend that is named is the only one tried. `precision="auto"` is int8 where
     the bundle has a certificate that holds for this backend and kind of device (`manifest.Certificate`); else fp32,
-    fp16 on an NPU, which computes nothing finer. `precision="int8"` takes the first of the backend's encodings that
-    the bundle has. `output_stride=None` is 16, or the bundle's finest where it has no 16.
+    fp16 on an NPU or a DLA, which compute nothing finer. `precision="int8"` takes the first of the backend's encodings
+    that the bundle has. `output_stride=None` is 16, or the bundle's finest where it has no 16.
     `classes` keeps some (["road", "car"]) or merges ({"obstacle": ["car", "pole"]}). `threads` limits the network's
     CPU threads (0: the runtime's choice). `cache` is the directory for compiled blobs ("auto": the user's cache
     directory; None: no cache). `self_test` compares one golden frame with what it should give, which is the warm-up
-    too and catches a runtime that computes silently wrong.
+    too and catches a runtime that computes silently wrong. `build` is for backends that compile for minutes.
 
     Raises BundleError, BackendError (BackendMissing, DeviceError, GoldenError) or InputError, each in one line.
     """
@@ -72,9 +70,9 @@ def load(
     if threads < 0:
         raise InputError(f"threads is {threads}: give 1 or more, or 0 for the runtime's choice")
     chosen_labels = labels.choose(bundle.manifest.classes, classes)
-    stride = _stride(bundle, output_stride)
+    stride = choose_stride(bundle, output_stride)
     device = device.lower()
-    folder = _cache_folder(cache)
+    folder = cache_folder(cache)
     candidates, why = _candidates(backend, device)
     failures: list[tuple[str, BackendError]] = []
     for candidate in candidates:
@@ -88,8 +86,8 @@ def load(
         for plan in plans:
             name = candidate.backend + " int8" * (plan.precision == "int8" and precision == "auto")
             try:
-                options = Options(plan.precision, threads)
-                session = _open(bundle, plan.variant, runtime, candidate, options, folder, self_test)
+                options = Options(plan.precision, threads, build)
+                session = open_session(bundle, plan.variant, runtime, candidate.device, options, folder, self_test)
             except BackendError as error:
                 failures.append((name, error))
                 if isinstance(error, DeviceError):
@@ -121,9 +119,8 @@ def load_variant(
     self_test: bool = True,
 ) -> Segmenter:
     """Open exactly this variant on this backend and device; arguments and errors as of `load`."""
-    candidate = _Candidate(backend, device)
-    options, folder = Options(executed_precision(variant, device), threads), _cache_folder(cache)
-    session = _open(bundle, variant, registry.get(backend), candidate, options, folder, self_test)
+    options, folder = Options(executed_precision(variant, device), threads), cache_folder(cache)
+    session = open_session(bundle, variant, registry.get(backend), device, options, folder, self_test)
     choice = f"{backend} on {device}, {variant.file} as asked"
     return Segmenter(session, bundle.manifest, variant, labels.choose(bundle.manifest.classes, None), choice)
 
@@ -145,7 +142,8 @@ def _candidates(backend: str, device: str) -> tuple[list[_Candidate], str]:
     return [_Candidate(name, place) for name in order], f"first that works of {', '.join(order)} for {kind}"
 
 
-def _stride(bundle: Bundle, asked: int | None) -> int:
+def choose_stride(bundle: Bundle, asked: int | None) -> int:
+    """The output stride to run; raises BundleError where the bundle has no such one."""
     there = bundle.output_strides
     if asked is None:
         return _DEFAULT_STRIDE if _DEFAULT_STRIDE in there else there[0]
@@ -154,37 +152,44 @@ def _stride(bundle: Bundle, asked: int | None) -> int:
     return asked
 
 
+def plan_for(
+    bundle: Bundle, stride: int, backend: Backend, device: str, precision: Precision | Literal["auto"]
+) -> Plan:
+    """What `load` would try first on this backend; errors as there."""
+    return _plans(bundle, stride, backend, _Candidate(backend.name, device), precision)[0]
+
+
 def _plans(
     bundle: Bundle, stride: int, backend: Backend, candidate: _Candidate, precision: Precision | Literal["auto"]
-) -> list[_Plan]:
+) -> list[Plan]:
     """What to try on one backend, first to last; raises BundleError or BackendError where there is nothing."""
     if precision == "int8":
-        return [_Plan(_int8(bundle, stride, backend), "int8", "int8")]
+        return [Plan(_int8(bundle, stride, backend), "int8", "int8")]
     # fp16 is how a device computes the fp32 graph, not another file
     floats = bundle.variant(stride, "fp32")
     if precision != "auto":
-        return [_Plan(floats, precision, precision)]
+        return [Plan(floats, precision, precision)]
     executed = executed_precision(floats, candidate.device)
     try:
         variant = _int8(bundle, stride, backend)
     except EdgesegError:
-        return [_Plan(floats, executed, executed)]
+        return [Plan(floats, executed, executed)]
     here = candidate.backend, device_kind(candidate.device)
     found = next((c for c in variant.certificates if (c.backend, c.device) == here), None)
     if found is None:
-        return [_Plan(floats, executed, f"{executed} (int8 is not certified for it)")]
+        return [Plan(floats, executed, f"{executed} (int8 is not certified for it)")]
     # adding 0.0 makes -0.0 a zero
     said = f"{round(found.difference, 2) + 0.0:+.2f} mIoU on {found.images} image{'s' * (found.images != 1)}"
     if found.images < MIN_IMAGES:
-        return [_Plan(floats, executed, f"{executed} (int8 has {said}, a certificate needs {MIN_IMAGES})")]
+        return [Plan(floats, executed, f"{executed} (int8 has {said}, a certificate needs {MIN_IMAGES})")]
     if not found.holds:
-        return [_Plan(floats, executed, f"{executed} (int8 has {said}, allowed is -{found.limit:g})")]
-    return [_Plan(variant, "int8", f"int8, certified: {said}"), _Plan(floats, executed, executed)]
+        return [Plan(floats, executed, f"{executed} (int8 has {said}, allowed is -{found.limit:g})")]
+    return [Plan(variant, "int8", f"int8, certified: {said}"), Plan(floats, executed, executed)]
 
 
 def executed_precision(variant: Variant, device: str) -> Precision:
-    """What a device computes a variant in: an NPU has nothing finer than fp16."""
-    return "fp16" if variant.precision == "fp32" and device_kind(device) == "npu" else variant.precision
+    """What a device computes a variant in: NPUs and DLAs have nothing finer than fp16."""
+    return "fp16" if variant.precision == "fp32" and device_kind(device) in ("npu", "dla") else variant.precision
 
 
 def _int8(bundle: Bundle, stride: int, backend: Backend) -> Variant:
@@ -201,63 +206,3 @@ def _int8(bundle: Bundle, stride: int, backend: Backend) -> Variant:
         f"{bundle.path} has no int8 variant at output stride {stride} that backend {backend.name} takes ({unfit}): "
         f"{advice}"
     )
-
-
-def _open(
-    bundle: Bundle,
-    variant: Variant,
-    backend: Backend,
-    candidate: _Candidate,
-    options: Options,
-    cache: Path | None,
-    self_test: bool,
-) -> Session:
-    model = bundle.model(variant)
-    blobs = cache / candidate.backend / model.digest[:32] if cache else None
-    had_blobs = blobs is not None and any(blobs.glob("*"))
-    session = backend.open(model, candidate.device, options, blobs)
-    if not (self_test and backend.self_test):
-        return session
-    try:
-        check_golden(bundle, variant, session, options.precision)
-    except GoldenError as error:
-        session.close()
-        if blobs is None or not had_blobs:
-            raise
-        # What was cached may be damaged: compile again before blaming the runtime.
-        shutil.rmtree(blobs, ignore_errors=True)
-        session = _open(bundle, variant, backend, candidate, options, cache, self_test)
-        warnings.warn(
-            f"recompiled {variant.file}: what {blobs} held was damaged ({error})", RuntimeWarning, stacklevel=3
-        )
-    except EdgesegError:
-        session.close()
-        raise
-    return session
-
-
-def _cache_folder(cache: str | Path | None) -> Path | None:
-    if cache is None:
-        return None
-    folder = cache_home() if cache == "auto" else Path(cache)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if cache != "auto":
-            raise InputError(f"cannot use the cache directory {folder}: {error.strerror or error}") from error
-        warnings.warn(
-            f"no cache for compiled networks: cannot make {folder} ({error.strerror})", RuntimeWarning, stacklevel=3
-        )
-        return None
-    return folder
-
-
-def cache_home() -> Path:
-    """Where compiled blobs go by default: the platform's cache directory, `edgeseg` inside it."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "edgeseg"

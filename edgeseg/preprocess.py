@@ -10,6 +10,9 @@ import numpy as np
 from edgeseg.errors import InputError
 from edgeseg.types import Batch, Color, Image, Preprocess, Region, Size
 
+_DLPACK_CUDA = (2, 13)
+"""DLPack's numbers for a GPU's memory and for managed memory."""
+
 
 class Preprocessor:
     """Prepares frames one at a time. Holds one buffer: each thread needs its own."""
@@ -82,3 +85,23 @@ def check_frame(frame: Any, color: str = "rgb") -> None:
         raise InputError(f"frame has shape {frame.shape}: one frame is (height, width, 3)")
     if frame.dtype != np.uint8:
         raise InputError(f"frame is {frame.dtype}: scale it to 0..255 and convert, frame.astype(numpy.uint8)")
+
+
+def on_gpu(frame: Any) -> bool:
+    """Whether a frame lies in an NVIDIA GPU's memory: a tensor of torch, cupy or others, told by their protocols."""
+    if isinstance(frame, np.ndarray):
+        return False
+    if hasattr(frame, "__cuda_array_interface__"):
+        return True
+    device = getattr(frame, "__dlpack_device__", None)
+    return callable(device) and int(device()[0]) in _DLPACK_CUDA
+
+
+def check_gpu_frame(frame: Any, size: Size, color: str = "rgb") -> None:
+    """Raise InputError unless a frame on a GPU is what the network reads: nothing is resized or converted there."""
+    shape, dtype = tuple(frame.shape), str(frame.dtype).rpartition(".")[2]
+    if shape != (*size, 3) or dtype != "uint8" or color != "rgb":
+        raise InputError(
+            f"frame lies on a GPU, {dtype} of shape {shape}, {color}: give uint8 {(*size, 3)} in RGB, the "
+            "network's own input, or a numpy array of any size"
+        )

@@ -19,21 +19,28 @@ ENTRY_POINT_GROUP = "edgeseg.backends"
 class _Entry(NamedTuple):
     module: str
     class_name: str
-    vendor: str
+    vendors: tuple[str, ...]
     install: str
 
 
 BUILTIN = {
-    "openvino": _Entry("edgeseg.backends.ov", "OpenVinoBackend", "openvino", 'pip install "edgeseg[openvino]"'),
-    "ort": _Entry("edgeseg.backends.ort", "OrtBackend", "onnxruntime", 'pip install "edgeseg[ort]"'),
-    "simulate": _Entry("edgeseg.backends.simulate", "SimulateBackend", "onnxruntime", 'pip install "edgeseg[ort]"'),
-    "reference": _Entry("edgeseg.backends.reference", "ReferenceBackend", "onnx", 'pip install "edgeseg[onnx]"'),
+    "openvino": _Entry("edgeseg.backends.ov", "OpenVinoBackend", ("openvino",), 'pip install "edgeseg[openvino]"'),
+    "ort": _Entry("edgeseg.backends.ort", "OrtBackend", ("onnxruntime",), 'pip install "edgeseg[ort]"'),
+    "simulate": _Entry("edgeseg.backends.simulate", "SimulateBackend", ("onnxruntime",), 'pip install "edgeseg[ort]"'),
+    "tensorrt": _Entry(
+        "edgeseg.backends.trt",
+        "TensorRTBackend",
+        ("tensorrt", "tensorrt_rtx"),
+        'on a Jetson it comes with JetPack (see the README); for an RTX GPU pip install "edgeseg[tensorrt-rtx]"',
+    ),
+    "reference": _Entry("edgeseg.backends.reference", "ReferenceBackend", ("onnx",), 'pip install "edgeseg[onnx]"'),
 }
 
 AUTO_ORDER: dict[str, tuple[str, ...]] = {
     "cpu": ("openvino", "ort"),
-    "gpu": ("openvino",),
+    "gpu": ("tensorrt", "openvino"),
     "npu": ("openvino",),
+    "dla": ("tensorrt",),
 }
 """Which backends `auto` tries, first to last, per kind of device.
 
@@ -64,9 +71,9 @@ def get(name: str) -> Backend:
         try:
             module = importlib.import_module(entry.module)
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] != entry.vendor:
+            if error.name is None or error.name.split(".")[0] not in entry.vendors:
                 raise
-            raise BackendMissing(f"backend {name} needs the package {entry.vendor}: {entry.install}") from error
+            raise BackendMissing(f"backend {name} needs the package {entry.vendors[0]}: {entry.install}") from error
         backend: Backend = getattr(module, entry.class_name)()
         return backend
     plugins = _plugins()

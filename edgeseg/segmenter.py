@@ -18,9 +18,9 @@ from edgeseg.errors import BackendError, InputError
 from edgeseg.labels import Labels
 from edgeseg.manifest import ClassInfo, Manifest, Variant
 from edgeseg.pipeline import pipelined
-from edgeseg.preprocess import Preprocessor, check_frame
+from edgeseg.preprocess import Preprocessor, check_gpu_frame, on_gpu
 from edgeseg.result import Segmentation
-from edgeseg.types import Color, Image, Logits, Size, StageTimes
+from edgeseg.types import Batch, Color, Image, Logits, Size, StageTimes
 
 _REMEMBERED = 512
 _THREADED_PIXELS = 4_000_000
@@ -70,6 +70,7 @@ class Segmenter:
     ) -> Segmentation:
         """Segment one uint8 (H, W, 3) frame of any size.
 
+        On TensorRT it may also be a tensor of torch, cupy or others on that GPU, RGB at the network's own input size.
         `confidence` and `counts` ask for the per-pixel largest softmax value and the pixels per class;
         `unknown_below` turns pixels less confident than that into 255; `threshold` is where a one-channel network's
         sigmoid becomes foreground. Raises InputError for a frame or option that cannot be used, BackendError where
@@ -201,9 +202,8 @@ class Segmenter:
 
     def _segment(self, frame: Image, color: Color, wants: Wants) -> Segmentation:
         begin = time.perf_counter_ns()
-        check_frame(frame, color)
         preprocessor = self._preprocessor()
-        batch = preprocessor.prepare(frame, color)
+        batch = self._on_gpu(frame, color) if on_gpu(frame) else preprocessor.prepare(frame, color)
         prepared = time.perf_counter_ns()
         with self._network:
             network_begin = time.perf_counter_ns()
@@ -214,6 +214,15 @@ class Segmenter:
         end = time.perf_counter_ns()
         times = StageTimes(prepared - begin, network_ns, end - inferred, end - begin)
         return self._result(decoded, times, color)
+
+    def _on_gpu(self, frame: Image, color: Color) -> Batch:
+        if not self._open_session().reads_gpu:
+            raise InputError(
+                f"frame lies on a GPU, and backend {self.info.backend} on {self.info.device} reads the host's "
+                "memory: give a numpy array"
+            )
+        check_gpu_frame(frame, self.input_size, color)
+        return frame
 
     def _open_session(self) -> Session:
         if self._session is None:

@@ -122,7 +122,7 @@ def test_another_import_error_passes_through(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_unknown_backend_lists_the_known() -> None:
-    with pytest.raises(BackendError, match=r"unknown backend 'tensorflow'.*openvino, ort, simulate, reference"):
+    with pytest.raises(BackendError, match=r"unknown backend 'tensorflow'.*ort, simulate, tensorrt, reference"):
         registry.get("tensorflow")
 
 

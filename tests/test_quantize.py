@@ -24,9 +24,9 @@ from edgeseg.calibration.observe import observe
 from edgeseg.calibration.placement import place
 from edgeseg.calibration.ranges import Range, tabulate
 from edgeseg.calibration.rounding import IntWeights, round_weights
-from edgeseg.calibration.typed import to_typed_fp16
 from edgeseg.errors import ExportError
 from edgeseg.surgery.facts import attributes, opset_of
+from edgeseg.surgery.half import to_typed_fp16
 from edgeseg.surgery.onnx_file import Runner
 from edgeseg.surgery.pixels import Entry, from_pixels
 from edgeseg.testing import street_scene

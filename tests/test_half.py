@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from edgeseg.calibration.network import read_network
 from edgeseg.calibration.observe import observe
 from edgeseg.calibration.ranges import tabulate
 from edgeseg.calibration.rounding import round_weights
-from edgeseg.calibration.typed import to_typed_fp16
 from edgeseg.errors import ExportError
-from edgeseg.surgery.onnx_file import Runner
+from edgeseg.loading import EMBEDDED
+from edgeseg.surgery.half import half_graph, to_half, to_typed_fp16
+from edgeseg.surgery.onnx_file import Runner, read_onnx
 from edgeseg.testing import TINY, street_scene
 
 FLOAT, HALF, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
@@ -139,11 +141,9 @@ def test_refusals() -> None:
         to_typed_fp16(graph_of(helper.make_node("Foreign", ["x"], ["y"], domain="some")))
 
 
-@pytest.mark.parametrize("typed", [False, True])
-def test_a_real_compiler_accepts_it(typed: bool) -> None:
+def compiles(model: onnx.ModelProto) -> bool:
     """TensorRT-RTX parses and compiles ahead of time without a GPU; running a plan needs one."""
     trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx compiles for NVIDIA's GPUs on a CPU")
-    model = to_typed_fp16(encoded()) if typed else encoded()
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
@@ -152,5 +152,68 @@ def test_a_real_compiler_accepts_it(typed: bool) -> None:
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    assert builder.build_serialized_network(network, config) is not None
     assert network.get_output(0).dtype == trt.float32
+    return builder.build_serialized_network(network, config) is not None
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_real_compiler_accepts_it(typed: bool) -> None:
+    assert compiles(to_typed_fp16(encoded()) if typed else encoded())
+
+
+def test_a_float_graph_computed_in_half_precision() -> None:
+    """Oracle: the same graph in float32; the definition computes the half one literally."""
+    path, frame = TINY / "os16-fp32.onnx", street_scene(9, (64, 96))[0][None]
+    model, exact = onnx.load_from_string(half_graph(path)), answer(read_onnx(path), frame)
+    found, halves = answer(model, frame), kinds(model)
+    assert (found.dtype, [entry.version for entry in model.opset_import]) == (np.float32, [18])
+    assert np.sqrt(np.mean((found - exact) ** 2)) < 1e-3 * np.sqrt(np.mean(exact**2))
+    # pixels are scaled in float32, and nothing else is
+    singles = {name for name, kind in halves.items() if kind == FLOAT}
+    assert singles == {"_to_copy", "permute", "mul", "add", "scale.float32", "shift.float32", "logits"}
+    nodes = {name: node for node in model.graph.node for name in node.output}
+    assert all(halves[node.input[0]] == HALF for node in nodes.values() if node.op_type == "Conv")
+
+
+def test_the_embedded_network_in_half_precision() -> None:
+    pytest.importorskip("onnxruntime", reason="the network is too large for the definition")
+    frame = street_scene(3, (360, 480))[0][None]
+    path = EMBEDDED / "os16-fp32.onnx"
+    model = onnx.load_from_string(half_graph(path))
+    exact, found = (Runner(graph).run({"pixels": frame}, ["logits"])[0] for graph in (read_onnx(path), model))
+    assert np.sqrt(np.mean((found - exact) ** 2)) < 1e-3 * np.sqrt(np.mean(exact**2))
+    assert np.mean(found.argmax(axis=1) == exact.argmax(axis=1)) > 0.999
+    assert compiles(model)
+
+
+def test_pixels_moved_as_bytes_and_in_another_order() -> None:
+    """Files that are given BGR, or uint8 before the cast: still scaled in float32, once cast for both readers."""
+    nodes = [
+        helper.make_node("Transpose", ["pixels"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["t"], ["f"], to=FLOAT),
+        helper.make_node("Gather", ["f", "bgr"], ["g"], axis=1),
+        helper.make_node("Div", ["g", "c"], ["d"]),
+        helper.make_node("Relu", ["d"], ["r"]),
+        helper.make_node("MaxPool", ["d"], ["p"], kernel_shape=[1, 1]),
+        helper.make_node("Add", ["r", "p"], ["y"]),
+    ]
+    model = graph_of(*nodes, bgr=np.int64([2, 1, 0]), c=np.float32(57.3))
+    del model.graph.node[0]
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, [1, 3, 4, 4]))
+    half = to_half(model)
+    assert [node.op_type for node in half.graph.node].count("Cast") == 3
+    found = kinds(half)
+    assert [found[name] for name in "tfgdrpy"] == [UINT8, FLOAT, FLOAT, FLOAT, HALF, HALF, FLOAT]
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), np.uint8)
+    np.testing.assert_allclose(answer(half, pixels), answer(model, pixels), rtol=2**-10)
+
+
+def test_refusals_of_float_graphs(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"constant 'c' reaches 70000, .*: this network has no float16 form, use"):
+        to_half(graph_of(helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Add", ["r", "c"], ["y"]),
+                         c=np.float32(7e4)))  # fmt: skip
+    with pytest.raises(ExportError, match="layer Foreign 'y' is no operator of ONNX's opset 17: use fp32"):
+        to_half(graph_of(helper.make_node("Foreign", ["x"], ["y"], domain="some")))
+    onnx.save(graph_of(helper.make_node("Relu", ["x"], ["y"])), tmp_path / "a.onnx")
+    with pytest.raises(ExportError, match=r"a\.onnx has pixels uint8, y float, and a bundle's graph has pixels"):
+        half_graph(tmp_path / "a.onnx")

@@ -1,0 +1,277 @@
+"""From an ONNX file to a TensorRT engine: one builder for TensorRT 8.5 to 11 and TensorRT for RTX.
+
+The module is handed in. Nothing in it raises: what fails returns False, None or -1 and tells the logger why.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgeseg.backends.base import ExecutedLayer, Options
+from edgeseg.backends.trt_layers import TABLE, executed_layers
+from edgeseg.errors import BackendError, DeviceError
+from edgeseg.types import Model
+
+_OLDEST = (8, 5)
+_MB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """Which TensorRT a module is; `strong` where precision is what the graph's types say and not flags."""
+
+    name: str
+    version: str
+    strong: bool
+
+    @property
+    def rtx(self) -> bool:
+        """TensorRT for RTX: compiles ahead of time, for any GPU of its list."""
+        return self.name == "tensorrt_rtx"
+
+    @property
+    def title(self) -> str:
+        """For messages: "TensorRT 10.3.0"."""
+        return f"TensorRT{' for RTX' * self.rtx} {self.version}"
+
+
+def flavour_of(trt: Any) -> Flavour:
+    """Raises BackendError for a TensorRT older than 8.5, whose runner is another one."""
+    name, version = trt.__name__, str(trt.__version__)
+    major, minor = (int(part) for part in version.split(".")[:2])
+    rtx = name == "tensorrt_rtx"
+    if not rtx and (major, minor) < _OLDEST:
+        raise BackendError(f"TensorRT {version} is too old: edgeseg speaks 8.5 and later (JetPack 6 has 8.6 or 10.3)")
+    return Flavour(name, version, rtx or major >= 11)
+
+
+@functools.cache
+def logger_of(trt: Any) -> Any:
+    """The one ILogger of the process, as TensorRT goes on using the first that it was given.
+
+    `.errors` holds what it said of errors and `.layers` the builder's table of layers; `begin` empties both.
+    """
+    severity = trt.ILogger.Severity
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.begin()
+
+        def begin(self) -> None:
+            self.errors: list[str] = []
+            self.layers = ""
+
+        def log(self, level: Any, message: str) -> None:
+            if level in (severity.INTERNAL_ERROR, severity.ERROR):
+                self.errors.append(" ".join(message.split()))
+            elif message.startswith(TABLE):
+                self.layers = message
+
+        @property
+        def reason(self) -> str:
+            """The first error since `begin`: it is the cause, the others its consequences."""
+            return self.errors[0] if self.errors else "it does not say why"
+
+    return Log()
+
+
+@dataclass(frozen=True, slots=True)
+class BuildJob:
+    """Everything a build depends on; `dla_core` None is the GPU."""
+
+    model: Model
+    options: Options
+    dla_core: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A serialised engine, the timing cache after its build (None: this TensorRT keeps none), and the layers in it.
+
+    `layers` is empty where the builder does not tell them.
+    """
+
+    plan: bytes
+    timing: bytes | None
+    layers: tuple[ExecutedLayer, ...]
+
+
+def build(
+    trt: Any, job: BuildJob, timing: bytes | None = None, tell: Callable[[str], None] = lambda step: None
+) -> Built:
+    """Compile the graph; `timing` is an earlier build's cache, `tell` hears the builder's phases.
+
+    Takes seconds to many minutes. Except for `options.build.targets` a GPU and its driver must be there, which the
+    caller has made sure of: TensorRT crashes without. Raises BackendError naming the file and the layer or option,
+    DeviceError for a DLA core that is not there.
+    """
+    flavour, logger, model = flavour_of(trt), logger_of(trt), job.model
+    logger.begin()
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # pybind11: factory function returned nullptr
+        raise BackendError(f"{flavour.title} cannot make a builder: {logger.reason}") from error
+    legacy = int(flavour.version.partition(".")[0]) < 10 and not flavour.rtx
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH) if legacy else 0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(os.fspath(model.path)):
+        raise BackendError(f"{flavour.title} cannot run {model.path.name}: {_parser_says(parser) or logger.reason}")
+    config = builder.create_builder_config()
+    _set_precision(trt, config, flavour, job)
+    _set_shapes(builder, network, config, job, logger)
+    _set_device(trt, builder, config, flavour, job)
+    _set_options(trt, config, flavour, job)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names of layers: neither size nor time
+    cache = _set_timing_cache(config, flavour, timing)
+    monitor = _make_monitor(trt, tell)
+    if monitor is not None:
+        config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.interrupted:
+        raise KeyboardInterrupt
+    if plan is None:
+        raise BackendError(f"{flavour.title} cannot compile {model.path.name}: {logger.reason}")
+    measured = bytes(config.get_timing_cache().serialize()) if cache is not None else None
+    return Built(bytes(plan), measured, executed_layers(logger.layers))
+
+
+def _parser_says(parser: Any) -> str:
+    """The parser's first error with the layer's name, where this version tells it."""
+    if not parser.num_errors:
+        return ""
+    error = parser.get_error(0)
+    text = " ".join(str(error.desc()).split())
+    if not hasattr(error, "node_name"):  # 8.x: the number only
+        return f"node {error.node()} of the graph: {text}"
+    return f"layer {error.node_name()} ({error.node_operator()}): {text}"
+
+
+def _set_precision(trt: Any, config: Any, flavour: Flavour, job: BuildJob) -> None:
+    precision = job.options.precision
+    if precision == "fp32":
+        # TensorRT's default: 10-bit mantissas in what is asked for as fp32.
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if flavour.strong:
+        return
+    if precision in ("fp16", "int8"):  # beside int8, what is not quantized may run in fp16
+        config.set_flag(trt.BuilderFlag.FP16)
+    if precision == "int8":
+        config.set_flag(trt.BuilderFlag.INT8)
+
+
+def _set_shapes(builder: Any, network: Any, config: Any, job: BuildJob, logger: Any) -> None:
+    model, most = job.model, job.options.build.max_batch
+    if most < 1:
+        raise BackendError(f"max_batch is {most}: give 1 or more")
+    if model.batch is not None:
+        if most not in (1, model.batch):
+            raise BackendError(
+                f"{model.path.name} is made for batch {model.batch}, not for up to {most}: export it with "
+                "--dynamic-batch"
+            )
+        return
+    profile = builder.create_optimization_profile()
+    one, full = (1, *model.input_size, 3), (most, *model.input_size, 3)
+    profile.set_shape(network.get_input(0).name, one, full, full)
+    if config.add_optimization_profile(profile) < 0:
+        raise BackendError(f"TensorRT refuses batches of 1 to {most} for {model.path.name}: {logger.reason}")
+
+
+def _set_device(trt: Any, builder: Any, config: Any, flavour: Flavour, job: BuildJob) -> None:
+    build = job.options.build
+    if build.targets:
+        if not flavour.rtx:
+            raise BackendError(
+                f"{flavour.title} compiles for the GPU of its own machine, not for {', '.join(build.targets)}: compile "
+                "on that device; only TensorRT for RTX compiles for others"
+            )
+        config.num_compute_capabilities = len(build.targets)
+        for index, target in enumerate(build.targets):
+            config.set_compute_capability(_capability(trt, target), index)
+    if job.dla_core is None:
+        return
+    cores = builder.num_DLA_cores
+    if job.dla_core >= cores:
+        has = f"dla.0 to dla.{cores - 1}" if cores else "no DLA that this version serves"
+        raise DeviceError(f"no device dla.{job.dla_core} for {flavour.title}: this machine has {has}; use gpu")
+    if job.options.precision == "fp32":
+        raise BackendError("a DLA computes fp16 and int8, not fp32: choose precision fp16 or int8")
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = job.dla_core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def _capability(trt: Any, target: str) -> Any:
+    name = target.upper().replace("_", "")
+    there = [known for known in vars(trt.ComputeCapability) if known.startswith("SM")]
+    if name not in there:
+        known = ", ".join(f"sm_{one[2:]}" for one in sorted(there, key=lambda one: int(one[2:])))
+        raise BackendError(f"no compute capability {target!r} for {flavour_of(trt).title}: it compiles for {known}")
+    return getattr(trt.ComputeCapability, name)
+
+
+def _set_options(trt: Any, config: Any, flavour: Flavour, job: BuildJob) -> None:
+    build = job.options.build
+    if build.workspace_bytes is not None:
+        if build.workspace_bytes < _MB:
+            raise BackendError(f"workspace_bytes is {build.workspace_bytes}: give at least {_MB}, a megabyte")
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, build.workspace_bytes)
+    if build.optimization_level is not None:
+        _need(config, "builder_optimization_level", "optimization_level", flavour)
+        if not 0 <= build.optimization_level <= 5:
+            raise BackendError(f"optimization_level is {build.optimization_level}: give 0 (quick build) to 5 (fastest)")
+        config.builder_optimization_level = build.optimization_level
+    if build.hardware_compatible:
+        if flavour.rtx:
+            raise BackendError(f"{flavour.title} has no option hardware_compatible: name the targets instead")
+        _need(config, "hardware_compatibility_level", "hardware_compatible", flavour)
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if build.version_compatible:
+        _need(trt.BuilderFlag, "VERSION_COMPATIBLE", "version_compatible", flavour)
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+
+
+def _need(owner: Any, name: str, option: str, flavour: Flavour) -> None:
+    if not hasattr(owner, name):
+        raise BackendError(f"{flavour.title} has no option {option}: leave it out, or use 8.6 and later")
+
+
+def _set_timing_cache(config: Any, flavour: Flavour, timing: bytes | None) -> Any:
+    if flavour.rtx:  # it measures nothing while it compiles
+        return None
+    cache = config.create_timing_cache(timing or b"")
+    if cache is None:  # another TensorRT's
+        cache = config.create_timing_cache(b"")
+    return cache if cache is not None and config.set_timing_cache(cache, False) else None
+
+
+def _make_monitor(trt: Any, tell: Callable[[str], None]) -> Any:
+    """An IProgressMonitor that tells phases and ends the build on Ctrl-C; None before TensorRT 10."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.interrupted = False
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            try:
+                tell(f"{phase_name} {step + 1}/{self._steps.get(phase_name, step + 1)}")
+            except KeyboardInterrupt:  # which must not pass through C++
+                self.interrupted = True
+            return not self.interrupted
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+    return Monitor()

@@ -1,0 +1,117 @@
+"""From a bundle's variant to a session that has proven itself on a golden frame: graph, cache, self-test."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import shutil
+import tempfile
+import warnings
+from collections.abc import Generator
+from pathlib import Path
+
+from edgeseg import caching
+from edgeseg._files import sha256, write_atomic
+from edgeseg.backends.base import Backend, BuildOptions, Options, Session
+from edgeseg.bundle import Bundle
+from edgeseg.errors import BackendError, BackendMissing, EdgesegError, GoldenError, InputError
+from edgeseg.golden import check_golden
+from edgeseg.manifest import Variant
+from edgeseg.types import Model
+
+
+def open_session(
+    bundle: Bundle,
+    variant: Variant,
+    backend: Backend,
+    device: str,
+    options: Options,
+    cache: Path | None,
+    self_test: bool,
+) -> Session:
+    """Open a variant's model, its hashes verified, and run one golden frame (`self_test`) through it.
+
+    Where what the cache held gives another answer than the golden frame's, it is compiled again. Raises BundleError,
+    BackendError, DeviceError, GoldenError.
+    """
+    if options.build != BuildOptions() and not backend.builds:
+        raise BackendError(f"backend {backend.name} takes no build options: leave them out")
+    model = bundle.model(variant)
+    blobs = blobs_folder(cache, backend.name, model)
+    before = set(blobs.glob("*")) if blobs else set()
+    with graph_for(backend, model, options, blobs) as graph:
+        session = backend.open(graph, device, options, blobs)
+    if cache and blobs and not before.issuperset(blobs.glob("*")):
+        caching.prune(cache, keep=blobs)
+    if not (self_test and backend.self_test):
+        return session
+    try:
+        check_golden(bundle, variant, session, options.precision)
+    except GoldenError as error:
+        session.close()
+        if blobs is None or not before:
+            raise
+        # What was cached may be damaged: compile again before blaming the runtime.
+        shutil.rmtree(blobs, ignore_errors=True)
+        again = None if blobs.exists() else cache  # of a cache that cannot be changed, nothing is used
+        session = open_session(bundle, variant, backend, device, options, again, self_test)
+        warnings.warn(
+            f"recompiled {variant.file}: what {blobs} held was damaged ({error})", RuntimeWarning, stacklevel=3
+        )
+    except EdgesegError:
+        session.close()
+        raise
+    return session
+
+
+def blobs_folder(cache: Path | None, backend: str, model: Model) -> Path | None:
+    """Where a backend keeps what it compiles of a model, under the cache directory."""
+    return cache / backend / model.digest[:32] if cache else None
+
+
+@contextlib.contextmanager
+def graph_for(backend: Backend, model: Model, options: Options, blobs: Path | None) -> Generator[Model, None, None]:
+    """The model as the backend wants it: in float16, written beside its compiled blobs, where flags do not say fp16.
+
+    Raises BackendMissing where onnx is needed for that and absent, ExportError where a constant does not fit.
+    """
+    if options.precision != "fp16" or not backend.half_graphs:
+        yield model
+        return
+    with contextlib.ExitStack() as held:
+        folder = blobs or Path(held.enter_context(tempfile.TemporaryDirectory()))
+        # named by its own hash, so that a damaged one is written again
+        there = [path for path in folder.glob("*.half.onnx") if sha256(path)[:16] == path.name.partition(".")[0]]
+        if not there:
+            try:
+                from edgeseg.surgery.half import half_graph
+            except ModuleNotFoundError as error:
+                if error.name != "onnx":
+                    raise
+                raise BackendMissing(
+                    f"{backend.version} computes fp16 only where the graph says so, and writing it needs the package "
+                    "onnx: pip install onnx"
+                ) from error
+            graph = half_graph(model.path)
+            folder.mkdir(parents=True, exist_ok=True)
+            there = [folder / f"{hashlib.sha256(graph).hexdigest()[:16]}.half.onnx"]
+            write_atomic(there[0], graph, BackendError)
+        yield dataclasses.replace(model, path=there[0])
+
+
+def cache_folder(cache: str | Path | None) -> Path | None:
+    """The cache directory, made if need be; None where there is none, with a warning if it cannot be made."""
+    if cache is None:
+        return None
+    folder = caching.cache_home() if cache == "auto" else Path(cache)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if cache != "auto":
+            raise InputError(f"cannot use the cache directory {folder}: {error.strerror or error}") from error
+        warnings.warn(
+            f"no cache for compiled networks: cannot make {folder} ({error.strerror})", RuntimeWarning, stacklevel=3
+        )
+        return None
+    return folder
