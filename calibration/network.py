@@ -12,11 +12,12 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgeseg.bundle import Bundle
-from edgeseg.calibration.rewrites import pool_means, store, tile_upsamplings
+from edgeseg.calibration.rewrites import store, tile_upsamplings
 from edgeseg.errors import ExportError
 from edgeseg.geometry import Padding, effective_kernel
 from edgeseg.manifest import Variant
 from edgeseg.surgery.facts import Array, attributes, copy, learn, prune, refill, unused
+from edgeseg.surgery.means import pool_means
 from edgeseg.surgery.onnx_file import read_onnx
 
 ACTIVATIONS = frozenset({"Relu", "Clip"})

@@ -11,18 +11,6 @@ from onnx import helper, numpy_helper
 from edgeseg.surgery.facts import Array, attributes, refill, unused
 
 
-def pool_means(graph: onnx.GraphProto, constants: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Means over whole maps as GlobalAveragePool: ONNX Runtime has that in int8, and every opset writes it alike."""
-    for node in graph.node:
-        settings = attributes(node)
-        axes = constants.get(node.input[1]) if len(node.input) > 1 else settings.get("axes")
-        if node.op_type != "ReduceMean" or axes is None or len(shapes.get(node.input[0], ())) != 4:
-            continue
-        if settings.get("keepdims", 1) == 1 and sorted(int(axis) % 4 for axis in axes) == [2, 3]:
-            pool = helper.make_node("GlobalAveragePool", node.input[:1], node.output, name=node.name)
-            node.CopyFrom(pool)
-
-
 def tile_upsamplings(
     graph: onnx.GraphProto, constants: Mapping[str, Array], following: Mapping[str, onnx.NodeProto]
 ) -> None:

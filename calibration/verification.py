@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,8 @@ from edgeseg.errors import BackendError, BackendMissing, BundleError, DeviceErro
 from edgeseg.golden import GoldenResult, compare_golden, network_mask
 from edgeseg.loading import device_kind, executed_precision
 from edgeseg.manifest import MIN_IMAGES, Certificate, Manifest, Variant
-from edgeseg.types import Encoding, Image, Model
+from edgeseg.opening import cache_folder, open_session
+from edgeseg.types import Encoding, Image, Model, Precision
 
 SIMULATION = "simulate"
 """The backend that judges int8 graphs, and stands in for TensorRT."""
@@ -39,11 +41,12 @@ class _Used:
 
 @dataclass(frozen=True, slots=True)
 class GoldenCheck:
-    """One variant on one backend: the worst of all golden frames, or in `failure` why there is no answer."""
+    """One variant on one backend, computed in `precision`: the worst golden frame, or in `failure` why not."""
 
     variant: Variant
     backend: str
     device: str
+    precision: Precision
     worst: GoldenResult | None
     failure: str = ""
 
@@ -124,9 +127,9 @@ def verify(
         images = open_dataset(images, classes=bundle.manifest.classes)
     if images is not None:
         _refuse_unfit(bundle, images, used, certify)
-    runs, notes = _runs(bundle, backend, "cpu" if device == "auto" else device.lower())
+    runs, notes = _runs(bundle, backend, device.lower())
     with status() as tell:
-        golden = [_golden(bundle, variant, name, place, threads, tell) for name, place, variant in runs]
+        golden = [_golden(bundle, run, threads, tell) for run in runs]
     losses = []
     if images is not None:
         for check in golden:
@@ -155,8 +158,17 @@ def simulated_answers(model: Model, manifest: Manifest, frames: Sequence[Image])
     return [(values, network_mask(manifest, values)) for values in logits]
 
 
-def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[tuple[str, str, Variant]], list[str]]:
-    """(backend, device, variant) to check, and what there is to say of those that are not."""
+class _Run(NamedTuple):
+    backend: str
+    device: str
+    variant: Variant
+    precision: Precision
+
+
+def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[_Run], list[str]]:
+    """What to check, and what there is to say of variants that are not."""
+    if device == "auto":
+        device = "cpu" if backend == "auto" else registry.get(backend).default_device
     kind = device_kind(device)
     if backend == "auto" and kind not in registry.AUTO_ORDER:
         known = ", ".join(registry.AUTO_ORDER)
@@ -166,10 +178,11 @@ def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[tuple[str, st
     simulated = {v.output_stride for v in variants if v.encoding == "tensorrt"}
     if backend == "auto" and simulated:
         places.append((SIMULATION, "cpu"))
-    runs, notes = [], list[str]()
+    runs, notes = list[_Run](), list[str]()
     for name, place in places:
         try:
-            wanted: tuple[Encoding, ...] = ("float", *registry.get(name).encodings)
+            runtime = registry.get(name)
+            wanted: tuple[Encoding, ...] = ("float", *runtime.encodings)
         except BackendMissing as error:
             if backend != "auto":
                 raise
@@ -178,8 +191,12 @@ def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[tuple[str, st
         strides = set(bundle.output_strides)
         if backend == "auto" and name == SIMULATION:  # for TensorRT's encoding only: the runtimes compute the rest
             wanted, strides = ("float", "tensorrt"), simulated
-        runs += [(name, place, v) for v in variants if v.encoding in wanted and v.output_stride in strides]
-    checked = {variant.file for *_, variant in runs}
+        for v in variants:
+            if v.encoding in wanted and v.output_stride in strides:
+                floats = runtime.float_precisions if place == runtime.default_device else ()
+                computed = floats if floats and v.encoding == "float" else (executed_precision(v, place),)
+                runs += [_Run(name, place, v, precision) for precision in computed]
+    checked = {run.variant.file for run in runs}
     lacking = "no backend here takes" if backend == "auto" else f"{backend} does not take"
     notes += [
         f"{v.file} is not checked: {lacking} the encoding {v.encoding}"
@@ -191,23 +208,24 @@ def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[tuple[str, st
     return runs, notes
 
 
-def _golden(
-    bundle: Bundle, variant: Variant, backend: str, device: str, threads: int, tell: Callable[[str], None]
-) -> GoldenCheck:
-    precision, found = executed_precision(variant, device), list[GoldenResult]()
-    count = bundle.manifest.golden.frames
+def _golden(bundle: Bundle, run: _Run, threads: int, tell: Callable[[str], None]) -> GoldenCheck:
+    backend, device, variant, precision = run
+    found, count = list[GoldenResult](), bundle.manifest.golden.frames
+    runtime, options = registry.get(backend), Options(precision, threads)
+    cache = cache_folder("auto") if runtime.builds else None  # what compiles quickly is compiled anew
     try:
-        with registry.get(backend).open(bundle.model(variant), device, Options(precision, threads), None) as session:
+        with open_session(bundle, variant, runtime, device, options, cache, self_test=False) as session:
             for index in range(count):
                 tell(f"{variant.file} on {backend} {device}: golden frame {index + 1} of {count}")
                 found.append(compare_golden(bundle, variant, session, precision, index))
     except DeviceError:
         raise
     except (BackendError, BundleError) as error:
-        return GoldenCheck(variant, backend, device, None, str(error))
+        return GoldenCheck(variant, backend, device, precision, None, str(error))
     # numpy's extremes are NaN where any is
     error_of, agreement = np.max([one.error for one in found]), np.min([one.agreement for one in found])
-    return GoldenCheck(variant, backend, device, GoldenResult(float(error_of), float(agreement), found[0].tolerance))
+    worst = GoldenResult(float(error_of), float(agreement), found[0].tolerance)
+    return GoldenCheck(variant, backend, device, precision, worst)
 
 
 def _loss(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,9 @@ from edgeseg.palette import voc_palette
 from edgeseg.preprocess import Preprocessor
 from edgeseg.scene import street_scene
 from edgeseg.sources.base import OnnxReading, Source, Stage
+from edgeseg.surgery.means import with_pooled_means
 from edgeseg.surgery.shared_weights import SharedWeights
+from edgeseg.surgery.tensorrt_rules import Finding, by_rule, check
 from edgeseg.types import IGNORE, ClassMap, Encoding, Image, Logits, Model, Preprocess, Size
 
 if TYPE_CHECKING:
@@ -69,6 +72,7 @@ def export(
     Every graph runs in ONNX Runtime on `frames` (RGB, any size; drawn street scenes by default) and is compared with
     the original: beyond 1e-3 on logits (or 2e-6 of their scale, float32's own rounding, if that is more) or below
     99.99 % equal mask pixels, nothing is written. The frames become the golden frames, so they must be free to share.
+    What TensorRT would refuse is told in RuntimeWarnings, by layer and remedy; other backends run it.
 
     Raises ExportError; InputError for arguments that make no sense; BundleError where `path` is taken.
     """
@@ -90,12 +94,14 @@ def export(
     files: dict[str, bytes] = {}
     variants: list[manifest.Variant] = []
     answers: dict[tuple[int, Encoding], Answers] = {}
+    refused: dict[Finding, None] = {}  # most layers are the same at every stride
     for stage in source.stages(output_strides):
         stride = stage.output_stride
         infos = infos or _checked_classes(classes, stage.logits_shape[0])
         progress(f"output stride {stride}: comparing with {source.reference}")
-        graph = stage.graph()
+        graph = with_pooled_means(stage.graph())
         graph.graph.name = f"{path.stem}-os{stride}"
+        refused |= dict.fromkeys(check(graph))
         weights.take_from(graph)
         name = f"os{stride}-fp32.onnx"
         files[name] = graph.SerializeToString(deterministic=True)
@@ -103,6 +109,8 @@ def export(
         batch = None if dynamic_batch else 1
         variants.append(manifest.Variant(stride, "fp32", "float", name, stage.logits_shape, batch, _WEIGHTS, parity))
         progress(f"output stride {stride}: {parity.mask_agreement:.4%} of mask pixels equal")
+    for line in by_rule(tuple(refused)):
+        warnings.warn(f"backend tensorrt will refuse this network: {line}", RuntimeWarning, stacklevel=2)
     files[_WEIGHTS] = weights.data()
     files["golden.npz"] = bundles.pack_golden(pixels, answers)
     made = manifest.Manifest(

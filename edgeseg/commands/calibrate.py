@@ -85,7 +85,8 @@ class _Source:
               help="How weights become integers.")  # fmt: skip
 @click.option("--no-bias-correction", is_flag=True, help="Leave the biases as they are.")
 @click.option("--encoding", "encodings", multiple=True, type=click.Choice(["cpu", "tensorrt", "tensorrt_fp16"]),
-              help="Write only these; all three if left out. May be repeated.")  # fmt: skip
+              help="Write only these; all three if left out, or cpu where TensorRT would refuse the network. May be "
+                   "repeated.")  # fmt: skip
 @click.option("--output-stride", "strides", type=int, multiple=True,
               help="Only these strides; without --images, those calibrated before. May be repeated.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the images.")
@@ -186,7 +187,7 @@ def command(
             method=method,
             float_layers=[name.strip() for name in (float_layers or "").split(",") if name.strip()],
             rounding=Rounding(not per_tensor, rounding == "second-order", not no_bias_correction),
-            encodings=encodings or recipe.ENCODINGS,
+            encodings=encodings or None,
             output_strides=strides or None,
             seed=seed,
             overwrite=overwrite,
