@@ -142,7 +142,11 @@ class Backend(ABC):
     half_graphs: bool = False
     """Whether fp16 needs a graph written in float16; else the backend computes the float32 one so by itself."""
     builds: ClassVar[bool] = False
-    """Whether it takes `BuildOptions`."""
+    """Whether it compiles for minutes, takes `BuildOptions`, and its compiled networks are worth keeping."""
+    default_device: ClassVar[str] = "cpu"
+    """The device where none is named."""
+    float_precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    """What its default device computes a float32 graph in."""
 
     @abstractmethod
     def devices(self) -> list[Device]:

@@ -20,7 +20,7 @@ from edgeseg.backends.engines import EngineKey, EngineStore
 from edgeseg.backends.trt_build import BuildJob, Built, build, flavour_of, logger_of
 from edgeseg.backends.trt_session import EngineRefused, TensorRTSession
 from edgeseg.errors import BackendError, BackendMissing, DeviceError
-from edgeseg.types import Encoding, Model
+from edgeseg.types import Encoding, Model, Precision
 
 _log = logging.getLogger("edgeseg")
 _SIGNED = "TensorRT takes signed levels without zero points, and float biases, only"
@@ -55,6 +55,8 @@ class Engine:
 class TensorRTBackend(Backend):
     name = "tensorrt"
     builds: ClassVar[bool] = True
+    default_device: ClassVar[str] = "gpu"
+    float_precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
     refusals: ClassVar[Mapping[Encoding, str]] = {
         "cpu": _SIGNED,
         "tensorrt_fp16": "this TensorRT is not strongly typed: it wants flags and float32 graphs",

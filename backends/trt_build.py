@@ -232,6 +232,8 @@ def _set_options(trt: Any, config: Any, flavour: Flavour, job: BuildJob) -> None
         _need(config, "hardware_compatibility_level", "hardware_compatible", flavour)
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if build.version_compatible:
+        if flavour.rtx:  # its lean runtime is not in the package
+            raise BackendError(f"{flavour.title} has no option version_compatible: leave it out")
         _need(trt.BuilderFlag, "VERSION_COMPATIBLE", "version_compatible", flavour)
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
 

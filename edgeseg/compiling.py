@@ -14,7 +14,7 @@ from edgeseg.backends.base import BuildOptions, ExecutedLayer, Options
 from edgeseg.bundle import Bundle
 from edgeseg.errors import BackendError, InputError
 from edgeseg.loading import choose_stride, load, plan_for
-from edgeseg.opening import blobs_folder, cache_folder, graph_for
+from edgeseg.opening import blobs_folder, cache_folder, explained, graph_for
 from edgeseg.types import Precision
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _for_targets(
     if blobs is None:
         raise BackendError(f"no cache to compile {plan.variant.file} into: name another directory")
     begin = time.perf_counter_ns()
-    with graph_for(backend, model, options, blobs) as graph:
+    with explained(backend, model), graph_for(backend, model, options, blobs) as graph:
         engine = backend.compile_for(graph, options, blobs)
     caching.prune(blobs.parent.parent, keep=blobs)
     return Compiled(

@@ -52,7 +52,8 @@ def load(
 ) -> Segmenter:
     """Open a bundle on a backend and device, run one golden frame through it, and hand out the Segmenter.
 
-    `backend="auto"` tries `registry.AUTO_ORDER` for the kind of device ("auto" means the CPU) and falls back with a
+    `backend="auto"` tries `registry.AUTO_ORDER` for the kind of device ("auto" means the CPU, or with
+    backend tensorrt the GPU) and falls back with a
     RuntimeWarning naming the reason; a backend that is named is the only one tried. `precision="auto"` is int8 where
     the bundle has a certificate that holds for this backend and kind of device (`manifest.Certificate`); else fp32,
     fp16 on an NPU or a DLA, which compute nothing finer. `precision="int8"` takes the first of the backend's encodings
@@ -131,9 +132,10 @@ def device_kind(device: str) -> str:
 
 
 def _candidates(backend: str, device: str) -> tuple[list[_Candidate], str]:
-    place = "cpu" if device == "auto" else device
     if backend != "auto":
+        place = registry.get(backend).default_device if device == "auto" else device
         return [_Candidate(backend, place)], "backend as asked"
+    place = "cpu" if device == "auto" else device
     kind = device_kind(place)
     order = registry.AUTO_ORDER.get(kind)
     if order is None:

@@ -15,7 +15,7 @@ from edgeseg import caching
 from edgeseg._files import sha256, write_atomic
 from edgeseg.backends.base import Backend, BuildOptions, Options, Session
 from edgeseg.bundle import Bundle
-from edgeseg.errors import BackendError, BackendMissing, EdgesegError, GoldenError, InputError
+from edgeseg.errors import BackendError, BackendMissing, DeviceError, EdgesegError, GoldenError, InputError
 from edgeseg.golden import check_golden
 from edgeseg.manifest import Variant
 from edgeseg.types import Model
@@ -40,7 +40,7 @@ def open_session(
     model = bundle.model(variant)
     blobs = blobs_folder(cache, backend.name, model)
     before = set(blobs.glob("*")) if blobs else set()
-    with graph_for(backend, model, options, blobs) as graph:
+    with explained(backend, model), graph_for(backend, model, options, blobs) as graph:
         session = backend.open(graph, device, options, blobs)
     if cache and blobs and not before.issuperset(blobs.glob("*")):
         caching.prune(cache, keep=blobs)
@@ -63,6 +63,28 @@ def open_session(
         session.close()
         raise
     return session
+
+
+@contextlib.contextmanager
+def explained(backend: Backend, model: Model) -> Generator[None, None, None]:
+    """Add to what a compiler says of a graph: which rule it breaks, at which layer, and the remedy (where onnx is)."""
+    try:
+        yield
+    except (BackendMissing, DeviceError):
+        raise
+    except BackendError as error:
+        if not backend.builds:
+            raise
+        try:
+            from edgeseg.surgery.onnx_file import read_onnx
+            from edgeseg.surgery.tensorrt_rules import by_rule, check
+
+            lines = by_rule(check(read_onnx(model.path)))
+        except ModuleNotFoundError:
+            lines = ()
+        if not lines:
+            raise
+        raise BackendError(f"{error}; {lines[0]}") from error
 
 
 def blobs_folder(cache: Path | None, backend: str, model: Model) -> Path | None:

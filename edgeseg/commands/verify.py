@@ -26,7 +26,7 @@ _CLASSES = 6
 @click.command(epilog="\b\nExample: edgeseg verify street-int8.edgeseg --data camvid --split val")
 @click.argument("bundle", type=click.Path(path_type=Path), default=EMBEDDED, metavar="[BUNDLE]")
 @click.option("--backend", default="auto", show_default=True, help="Only this one; auto is every one that is here.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, gpu, npu.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, gpu, npu, dla.0.")
 @click.option("--data", metavar="DIR", help="Labelled images, not used for calibration: measure what int8 loses.")
 @click.option("--labels", metavar="DIR", help="Their labels, where --data is only images.")
 @click.option(
@@ -93,7 +93,8 @@ def _print(found: Verification, certify: bool) -> None:
 
 def _golden_row(check: GoldenCheck) -> list[str]:
     variant, worst = check.variant, check.worst
-    named = [variant.file, variant.encoding, f"{check.backend} {check.device}"]
+    as_half = " as fp16" if (variant.precision, check.precision) == ("fp32", "fp16") else ""
+    named = [variant.file, variant.encoding + as_half, f"{check.backend} {check.device}"]
     if worst is None:
         return [*named, "", "", f"FAILED: {check.failure}"]
     limit = worst.tolerance
@@ -171,7 +172,9 @@ def _report(found: Verification) -> dict[str, Any]:
     return {
         "bundle": str(found.bundle.path),
         "ok": found.ok,
-        "golden": [named(check) | {"worst": _plain(check.worst)} for check in found.golden],
+        "golden": [
+            named(check) | {"executed": check.precision, "worst": _plain(check.worst)} for check in found.golden
+        ],
         "certificates": [
             named(loss) | {"measured": _plain(loss.measured), "recorded": _plain(loss.recorded)}
             for loss in found.losses
