@@ -17,7 +17,7 @@ from edgeseg.backends import nvidia
 from edgeseg.backends.base import Backend, Device, Options, Session
 from edgeseg.backends.cudart import Cuda, CudaDevice
 from edgeseg.backends.engines import EngineKey, EngineStore
-from edgeseg.backends.trt_build import BuildJob, Built, build, flavour_of, logger_of
+from edgeseg.backends.trt_build import BuildJob, Built, build, flavour_of, logger_of, refuse_bad_options
 from edgeseg.backends.trt_session import EngineRefused, TensorRTSession
 from edgeseg.errors import BackendError, BackendMissing, DeviceError
 from edgeseg.types import Encoding, Model, Precision
@@ -122,6 +122,7 @@ class TensorRTBackend(Backend):
 
     def _engine(self, job: BuildJob, cache: Path | None, facts: Mapping[str, str], anew: bool = False) -> Engine:
         """From the cache, or built (with `anew` in any case) and put there."""
+        refuse_bad_options(job)
         with status() as tell:
             doing = f"{self._flavour.title} compiles {job.model.path.name}"
             compile_it = functools.partial(build, self._trt, job, tell=lambda step: tell(f"{doing}: {step}"))

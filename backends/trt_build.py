@@ -18,6 +18,7 @@ from edgeseg.types import Model
 
 _OLDEST = (8, 5)
 _MB = 1 << 20
+_MOST_OPTIMIZED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,22 @@ class BuildJob:
     model: Model
     options: Options
     dla_core: int | None = None
+
+
+def refuse_bad_options(job: BuildJob) -> None:
+    """Raise BackendError for build options that make no sense for this graph, before any cache is asked."""
+    build, model = job.options.build, job.model
+    if build.max_batch < 1:
+        raise BackendError(f"max_batch is {build.max_batch}: give 1 or more")
+    if model.batch is not None and build.max_batch not in (1, model.batch):
+        raise BackendError(
+            f"{model.path.name} is made for batch {model.batch}, not for up to {build.max_batch}: export it with "
+            "--dynamic-batch"
+        )
+    if build.workspace_bytes is not None and build.workspace_bytes < _MB:
+        raise BackendError(f"workspace_bytes is {build.workspace_bytes}: give at least {_MB}, a megabyte")
+    if build.optimization_level is not None and not 0 <= build.optimization_level <= _MOST_OPTIMIZED:
+        raise BackendError(f"optimization_level is {build.optimization_level}: give 0 (quick build) to 5 (fastest)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +183,7 @@ def _set_precision(trt: Any, config: Any, flavour: Flavour, job: BuildJob) -> No
 
 def _set_shapes(builder: Any, network: Any, config: Any, job: BuildJob, logger: Any) -> None:
     model, most = job.model, job.options.build.max_batch
-    if most < 1:
-        raise BackendError(f"max_batch is {most}: give 1 or more")
     if model.batch is not None:
-        if most not in (1, model.batch):
-            raise BackendError(
-                f"{model.path.name} is made for batch {model.batch}, not for up to {most}: export it with "
-                "--dynamic-batch"
-            )
         return
     profile = builder.create_optimization_profile()
     one, full = (1, *model.input_size, 3), (most, *model.input_size, 3)
@@ -218,13 +228,9 @@ def _capability(trt: Any, target: str) -> Any:
 def _set_options(trt: Any, config: Any, flavour: Flavour, job: BuildJob) -> None:
     build = job.options.build
     if build.workspace_bytes is not None:
-        if build.workspace_bytes < _MB:
-            raise BackendError(f"workspace_bytes is {build.workspace_bytes}: give at least {_MB}, a megabyte")
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, build.workspace_bytes)
     if build.optimization_level is not None:
         _need(config, "builder_optimization_level", "optimization_level", flavour)
-        if not 0 <= build.optimization_level <= 5:
-            raise BackendError(f"optimization_level is {build.optimization_level}: give 0 (quick build) to 5 (fastest)")
         config.builder_optimization_level = build.optimization_level
     if build.hardware_compatible:
         if flavour.rtx:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,29 +12,21 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeseg import registry
-from edgeseg._records import RecordError, from_json
 from edgeseg._terminal import status
 from edgeseg.backends.base import Options
 from edgeseg.bundle import Answers, Bundle, write
 from edgeseg.calibration.certificate import MAX_DROP, LabelledImages, measure
-from edgeseg.calibration.datasets import open_dataset, refuse_overlap
+from edgeseg.calibration.datasets import open_dataset
+from edgeseg.calibration.used_images import refuse_unfit, used_by
 from edgeseg.errors import BackendError, BackendMissing, BundleError, DeviceError, InputError
 from edgeseg.golden import GoldenResult, compare_golden, network_mask
 from edgeseg.loading import device_kind, executed_precision
-from edgeseg.manifest import MIN_IMAGES, Certificate, Manifest, Variant
+from edgeseg.manifest import Certificate, Manifest, Variant
 from edgeseg.opening import cache_folder, open_session
 from edgeseg.types import Encoding, Image, Model, Precision
 
 SIMULATION = "simulate"
 """The backend that judges int8 graphs, and stands in for TensorRT."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Used:
-    """What a table of ranges says of the images it was made from: their SHA-256 (all of it: `calibration.ranges`)."""
-
-    images: tuple[str, ...]
-    guard_images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +112,11 @@ def verify(
     if not 0 <= max_drop < math.inf:  # NaN is not
         raise InputError(f"max_drop is {max_drop}: give the mIoU points that may be lost, 0 or more")
     bundle = Bundle.open(path)
-    used = _used(bundle)
+    used = used_by(bundle)
     if isinstance(images, (str, Path)):
         images = open_dataset(images, classes=bundle.manifest.classes)
     if images is not None:
-        _refuse_unfit(bundle, images, used, certify)
+        refuse_unfit(bundle, images, used, certify)
     runs, notes = _runs(bundle, backend, device.lower())
     with status() as tell:
         golden = [_golden(bundle, run, threads, tell) for run in runs]
@@ -249,45 +239,6 @@ def _loss(
     except (BackendError, BundleError) as error:  # its fp32 variant fails, or is not there
         return LossCheck(variant, check.backend, check.device, None, recorded, str(error))
     return LossCheck(variant, check.backend, check.device, measured, recorded)
-
-
-def _used(bundle: Bundle) -> dict[str, _Used]:
-    """Per table of ranges the images it was made from; raises BundleError for what is no table."""
-    found = {}
-    for name in {v.calibration.ranges: None for v in bundle.manifest.variants if v.calibration is not None}:
-        try:
-            used = from_json(_Used, json.loads(bundle.file(name).read_bytes()), "ranges")
-            for digest in (*used.images, *used.guard_images):
-                if not re.fullmatch("[0-9a-f]{64}", digest):
-                    raise RecordError(f"ranges names an image {digest[:60]!r}: must be a SHA-256")
-        except (ValueError, RecursionError) as error:  # RecordError is a ValueError
-            raise BundleError(f"{bundle.path / name} is not a table of ranges ({error}): calibrate again") from error
-        found[name] = used
-    return found
-
-
-def _refuse_unfit(bundle: Bundle, images: LabelledImages, used: dict[str, _Used], certify: bool) -> None:
-    """Raise InputError for what cannot be measured on, before minutes go into golden frames."""
-    if not isinstance(images, LabelledImages):
-        raise InputError(
-            f"images is a {type(images).__name__}: give edgeseg.calibration.datasets.open_dataset(folder, "
-            "classes=bundle.manifest.classes), or the folder"
-        )
-    if not images.samples:
-        raise InputError("images is empty: give labelled images")
-    digests = images.digests()
-    if certify and len(digests) < MIN_IMAGES:
-        raise InputError(
-            f"a certificate needs {MIN_IMAGES} different images or more, these are {len(digests)}: give more, or "
-            "measure without certify"
-        )
-    for seen in used.values():
-        refuse_overlap(digests, seen.images, "images", f"calibration images of {bundle.path.name}")
-        refuse_overlap(
-            digests, seen.guard_images, "images", f"images that chose the float layers of {bundle.path.name}"
-        )
-    height, width = images.frame(0).shape[:2]
-    images.label(0, (height, width))
 
 
 def _certified(bundle: Bundle, losses: Sequence[LossCheck]) -> Bundle:

@@ -232,5 +232,3 @@ def test_what_is_refused() -> None:
         compiled(graph, "fp32", "float", targets=("sm_86", "sm_87"))
     with pytest.raises(BackendError, match=r"cannot compile graph\.onnx: .*OutOfMemory"):
         compiled(graph, "fp32", "float", workspace_bytes=1 << 20)
-    with pytest.raises(BackendError, match=r"made for batch 1, not for up to 4"):
-        compiled(graph, "fp32", "float", max_batch=4)

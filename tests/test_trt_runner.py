@@ -178,8 +178,15 @@ def test_any_batch_up_to_the_largest(
 
 def test_a_static_graph_has_its_own_batch(install: Callable[..., Any]) -> None:
     install("10.3")
-    with pytest.raises(BackendError, match="made for batch 1, not for up to 4: export it with --dynamic-batch"):
-        edgeseg.load(TINY, backend="tensorrt", device="gpu", build=BuildOptions(max_batch=4))
+    edgeseg.load(TINY, backend="tensorrt", device="gpu").close()  # what is in the cache changes nothing
+    for wrong, told in (
+        (BuildOptions(max_batch=4), "made for batch 1, not for up to 4: export it with --dynamic-batch"),
+        (BuildOptions(max_batch=0), "max_batch is 0: give 1 or more"),
+        (BuildOptions(workspace_bytes=1000), "workspace_bytes is 1000: give at least 1048576"),
+        (BuildOptions(optimization_level=6), "optimization_level is 6: give 0"),
+    ):
+        with pytest.raises(BackendError, match=told):
+            edgeseg.load(TINY, backend="tensorrt", device="gpu", build=wrong)
 
 
 class OnGpu:
