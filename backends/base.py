@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
-from edgeseg.errors import BackendError
+from edgeseg.errors import BackendError, InputError
 from edgeseg.types import Batch, Encoding, Logits, Model, Precision
 
 
@@ -47,6 +48,22 @@ class BuildOptions:
     version_compatible: bool = False
     targets: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises InputError naming the option and its value."""
+        for name, least, most in (
+            ("max_batch", 1, 1 << 20),
+            ("workspace_bytes", 1 << 20, 1 << 50),
+            ("optimization_level", 0, 5),
+        ):
+            value = getattr(self, name)
+            if value is None and name != "max_batch":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise InputError(f"{name} is {value!r}: give a whole number from {least} to {most}")
+        wrong = [one for one in self.targets if not (isinstance(one, str) and re.fullmatch(r"sm_\d+", one))]
+        if isinstance(self.targets, str) or wrong:
+            raise InputError(f"targets is {self.targets!r}: give compute capabilities as ('sm_86', 'sm_89')")
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -55,6 +72,14 @@ class Options:
     precision: Precision = "fp32"
     threads: int = 0
     build: BuildOptions = BuildOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What of the cache a session is: its files, and whether they were `found` there or written when it was opened."""
+
+    files: tuple[Path, ...]
+    found: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +118,9 @@ class Session(ABC):
 
     reads_gpu: ClassVar[bool] = False
     """Whether `run` also takes a batch, or one image (h, w, 3), in its GPU's memory (DLPack or CUDA's interface)."""
+
+    kept: Kept | None = None
+    """The cache's part in this session; None where nothing of it is kept."""
 
     @abstractmethod
     def run(self, batch: Batch) -> Logits:
@@ -159,6 +187,9 @@ class Backend(ABC):
         Raises DeviceError naming the device if it is not here, BackendError naming the file where the runtime refuses
         the model or the options, or where the model's encoding is none of `encodings` (see `refuse_encoding`).
         """
+
+    def refuse_device(self, device: str) -> None:
+        """Raise DeviceError where `device` cannot be used, before anything is prepared for it; `open` does so too."""
 
     def refuse_encoding(self, model: Model) -> None:
         """Raise BackendError, saying why and what to do, unless the model is float or in one of `encodings`."""

@@ -31,34 +31,38 @@ _MAX_JSON_BYTES = 1 << 16
 class EngineKey:
     """What an engine is for. `facts` must all be equal; `targets` ("sm_86") are what it was compiled for.
 
-    An entry serves where its targets include all of the wanted ones. `notes` tell people more and are not compared.
-    Characters that cannot be printed become "?".
+    An entry serves where its targets include all of the wanted ones. `tuning` is how it was built where that changes no
+    answer: only what the wanted key says of it is compared. `notes` tell people more and are not compared. Characters
+    that cannot be printed become "?".
     """
 
     facts: Mapping[str, str]
     targets: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict, compare=False)
+    tuning: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "facts", {_plain(name): _plain(value) for name, value in self.facts.items()})
+        for part in ("facts", "tuning", "notes"):
+            object.__setattr__(self, part, {_plain(key): _plain(value) for key, value in getattr(self, part).items()})
         object.__setattr__(self, "targets", tuple(sorted({_plain(target) for target in self.targets})))
-        object.__setattr__(self, "notes", {_plain(name): _plain(value) for name, value in self.notes.items()})
 
     @property
     def file_name(self) -> str:
         """Where an entry with exactly this key lies."""
-        return hashlib.sha256(_json({"facts": self.facts, "targets": self.targets})).hexdigest()[:32] + SUFFIX
+        return hashlib.sha256(_json([self.facts, self.targets, self.tuning])).hexdigest()[:32] + SUFFIX
 
     def serves(self, wanted: EngineKey) -> bool:
         """Whether an engine built for this key can be used for `wanted`."""
-        return self.facts == wanted.facts and set(wanted.targets) <= set(self.targets)
+        tuned = wanted.tuning.items() <= self.tuning.items()
+        return self.facts == wanted.facts and tuned and set(wanted.targets) <= set(self.targets)
 
     def differences(self, wanted: EngineKey) -> list[str]:
         """What keeps an engine built for this key from serving `wanted`, one phrase each."""
         missing = [target for target in wanted.targets if target not in self.targets]
         found = [f"{', '.join(missing)} wanted, built for {', '.join(self.targets) or 'none'}"] if missing else []
-        for name in sorted({*wanted.facts, *self.facts}):
-            want, have = wanted.facts.get(name, "none"), self.facts.get(name, "none")
+        wants, has = {**wanted.facts, **wanted.tuning}, {**self.facts, **self.tuning}
+        for name in sorted({*wants, *self.facts}):
+            want, have = wants.get(name, "none"), has.get(name, "none")
             if want != have:
                 found.append(f"{name} {want} wanted, built with {have}")
         return found
@@ -68,6 +72,7 @@ class EngineKey:
 class _Metadata:
     facts: dict[str, str]
     targets: tuple[str, ...]
+    tuning: dict[str, str]
     notes: dict[str, str]
 
 
@@ -85,7 +90,12 @@ class EngineStore:
         self._folder = folder
 
     def find(self, key: EngineKey) -> bytes | None:
-        """The plan of an entry that serves `key`, exactly as it was added; None where there is none.
+        """The plan of an entry that serves `key`, exactly as it was added; None where there is none. As `locate`."""
+        found = self.locate(key)
+        return None if found is None else found[1]
+
+    def locate(self, key: EngineKey) -> tuple[Path, bytes] | None:
+        """Path and plan of an entry that serves `key`; None where there is none.
 
         An entry that is damaged or foreign is deleted with a RuntimeWarning. Never raises because of what lies there.
         """
@@ -101,7 +111,7 @@ class EngineStore:
                 continue
             with suppress(OSError):
                 os.utime(path)
-            return plan
+            return path, plan
         return None
 
     def why_not(self, key: EngineKey) -> str:
@@ -119,14 +129,14 @@ class EngineStore:
         """
         if not plan:
             raise BackendError("the compiled engine is empty: nothing to keep")
-        metadata = _json({"facts": key.facts, "targets": key.targets, "notes": key.notes})
+        metadata = _json({"facts": key.facts, "targets": key.targets, "tuning": key.tuning, "notes": key.notes})
         head = _HEAD.pack(_MAGIC, len(metadata), len(plan)) + metadata
         digest = hashlib.sha256(head)
         digest.update(plan)
         path = self._folder / key.file_name
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, b"".join((head, plan, digest.digest())), BackendError)
+            write_atomic(path, (head, plan, digest.digest()), BackendError)
         except (BackendError, OSError) as error:
             reason = f"cannot make {self._folder}: {error.strerror}" if isinstance(error, OSError) else error
             told = f"the compiled engine is not kept and will be built again: {reason}"
@@ -200,7 +210,7 @@ def _read_head(file: BinaryIO, name: str) -> tuple[EngineKey, bytes, int]:
         raise Unusable(str(error)) from error
     except (ValueError, RecursionError) as error:
         raise Unusable("its description is unreadable") from error
-    key = EngineKey(found.facts, found.targets, found.notes)
+    key = EngineKey(found.facts, found.targets, found.notes, found.tuning)
     if key.file_name != name:
         raise Unusable("its description is another engine's")
     return key, head + text, plan_bytes

@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 import openvino
 
-from edgeseg.backends.base import Backend, Device, ExecutedLayer, Options, Session, SessionInfo
-from edgeseg.backends.ov_blobs import checked_blobs
+from edgeseg.backends.base import Backend, Device, ExecutedLayer, Kept, Options, Session, SessionInfo
+from edgeseg.backends.ov_blobs import blobs_in, checked_blobs
 from edgeseg.errors import BackendError, DeviceError
 from edgeseg.types import Batch, Encoding, Logits, Model
 
@@ -38,6 +38,7 @@ class OpenVinoSession(Session):
         blobs = nullcontext() if cache is None else checked_blobs(cache, model, facts)
         with blobs as folder:
             cached = {} if folder is None else {"CACHE_DIR": str(folder)}
+            before = blobs_in(folder)
             try:
                 # By path, not as a model object: a warm cache then skips reading the graph altogether.
                 self._compiled = core.compile_model(model.path, device.upper(), config | cached)
@@ -45,6 +46,9 @@ class OpenVinoSession(Session):
             except Exception as error:  # RuntimeError from every layer below
                 told = f"OpenVINO cannot compile {model.path.name} for {device}: {_reason(error)}"
                 raise BackendError(told) from error
+            after = blobs_in(folder)
+        if after:
+            self.kept = Kept(after, found=after == before)
         self._shape = model.logits_shape
         self._device, self._options = device, options
 

@@ -60,6 +60,11 @@ def checked_blobs(cache: Path, model: Model, facts: Mapping[str, str]) -> Iterat
             write_atomic(folder / RECORD, json.dumps(to_json(record)).encode())
 
 
+def blobs_in(folder: Path | None) -> tuple[Path, ...]:
+    """The blobs in a folder; none where there is no folder."""
+    return () if folder is None else tuple(sorted(folder / name for name in _stamps(folder)))
+
+
 def read_record(folder: Path) -> BlobRecord:
     """What a folder's blobs are; raises OSError, or ValueError where the record is damaged."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import logging
 import os
 import warnings
@@ -14,42 +15,55 @@ from typing import Any, ClassVar
 
 from edgeseg._terminal import status
 from edgeseg.backends import nvidia
-from edgeseg.backends.base import Backend, Device, Options, Session
+from edgeseg.backends.base import Backend, BuildOptions, Device, Kept, Options, Session
 from edgeseg.backends.cudart import Cuda, CudaDevice
 from edgeseg.backends.engines import EngineKey, EngineStore
-from edgeseg.backends.trt_build import BuildJob, Built, build, flavour_of, logger_of, refuse_bad_options
+from edgeseg.backends.trt_build import RECIPE, BuildJob, Built, build, refuse_bad_options
+from edgeseg.backends.trt_module import flavour_of, logger_of, major_of
 from edgeseg.backends.trt_session import EngineRefused, TensorRTSession
 from edgeseg.errors import BackendError, BackendMissing, DeviceError
 from edgeseg.types import Encoding, Model, Precision
 
 _log = logging.getLogger("edgeseg")
+_MODULES = ("tensorrt", "tensorrt_rtx")
 _SIGNED = "TensorRT takes signed levels without zero points, and float biases, only"
 
 
 def _vendor() -> Any:
-    """The installed TensorRT, the full one first; EDGESEG_TENSORRT names one where both are here."""
+    """The installed TensorRT, the full one first; EDGESEG_TENSORRT names one where both are here.
+
+    Raises ModuleNotFoundError where there is none, BackendMissing where it is broken.
+    """
     wanted = os.environ.get("EDGESEG_TENSORRT", "")
-    if wanted not in ("", "tensorrt", "tensorrt_rtx"):
-        raise BackendError(f"EDGESEG_TENSORRT is {wanted!r}: set it to tensorrt or tensorrt_rtx, or not at all")
-    if wanted != "tensorrt_rtx":
+    if wanted not in ("", *_MODULES):
+        raise BackendError(f"EDGESEG_TENSORRT is {wanted!r}: set it to {' or '.join(_MODULES)}, or not at all")
+    for name in [wanted] if wanted else _MODULES:
         try:
-            import tensorrt
-
-            return tensorrt
+            module = importlib.import_module(name)
+            flavour_of(module)
         except ModuleNotFoundError as error:
-            if error.name != "tensorrt" or wanted:
-                raise
-    import tensorrt_rtx
+            if error.name == name:
+                continue
+            raise _broken(name, error) from error
+        except (ImportError, OSError, AttributeError) as error:
+            raise _broken(name, error) from error
+        return module
+    raise ModuleNotFoundError(f"No module named {_MODULES[0]!r}", name=_MODULES[0])
 
-    return tensorrt_rtx
+
+def _broken(name: str, error: Exception) -> BackendMissing:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    advice = nvidia.install_hint(nvidia.facts(), broken=True)
+    return BackendMissing(f"the package {name} is here but cannot be used ({reason}): {advice}")
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A serialised engine; `built` is how it was, None where the cache had it."""
+    """A serialised engine; `built` is how it was, None where the cache had it; `kept` where it lies there."""
 
     plan: bytes
     built: Built | None = None
+    kept: Kept | None = None
 
 
 class TensorRTBackend(Backend):
@@ -85,16 +99,34 @@ class TensorRTBackend(Backend):
         return found + [Device(f"dla.{core}", "NVIDIA deep learning accelerator") for core in range(cores)]
 
     def open(self, model: Model, device: str, options: Options, cache: Path | None) -> Session:
-        kind, index = _place(device)
+        cuda, gpu, dla_core = self._place(device)
         self.refuse_encoding(model)
-        # Without a driver TensorRT's own objects end the process, so CUDA is asked first.
-        cuda = self._find_cuda()
+        before = cuda.current()
+        cuda.use(gpu.index)
+        try:
+            return self._session(cuda, gpu, device, BuildJob(model, options, dla_core), cache)
+        finally:
+            cuda.use(before)
+
+    def refuse_device(self, device: str) -> None:
+        self._place(device)
+
+    def _place(self, device: str) -> tuple[Cuda, CudaDevice, int | None]:
+        """CUDA, the GPU and the DLA's core; raises DeviceError, BackendMissing.
+
+        Without a driver TensorRT's own objects end the process, so CUDA is asked first.
+        """
+        kind, _, number = device.partition(".")
+        if kind not in ("gpu", "dla") or (number and not number.isdecimal()):
+            raise DeviceError(f"backend tensorrt has no device {device!r}: it runs on gpu, gpu.1, dla.0 and the like")
+        cuda, index = self._find_cuda(), int(number or 0)
         gpus = {gpu.index: gpu for gpu in cuda.devices()}
         gpu = gpus.get(index if kind == "gpu" else 0)
         if gpu is None:
             raise DeviceError(f"no device {device!r} here: there is {', '.join(f'gpu.{known}' for known in gpus)}")
-        cuda.use(gpu.index)
-        job = BuildJob(model, options, index if kind == "dla" else None)
+        return cuda, gpu, index if kind == "dla" else None
+
+    def _session(self, cuda: Cuda, gpu: CudaDevice, device: str, job: BuildJob, cache: Path | None) -> Session:
         facts = self._facts(job)
         if self._flavour.rtx:  # whose engines depend on nothing else of the place
             job = _for_target(job, gpu)
@@ -102,14 +134,14 @@ class TensorRTBackend(Backend):
             facts |= _place_facts(job, gpu, cuda)
         engine = self._engine(job, cache, facts)
         try:
-            return TensorRTSession(self._trt, cuda, gpu, device, engine.plan, job)
+            return TensorRTSession(self._trt, cuda, gpu, device, engine.plan, job, engine.kept)
         except EngineRefused as error:
             if engine.built is not None:
                 raise
-            told = f"the engine of {model.path.name} in {cache} is unusable ({error}): it is built again"
+            told = f"the engine of {job.model.name} in {cache} is unusable ({error}): it is built again"
             warnings.warn(told, RuntimeWarning, stacklevel=2)
         engine = self._engine(job, cache, facts, anew=True)
-        return TensorRTSession(self._trt, cuda, gpu, device, engine.plan, job)
+        return TensorRTSession(self._trt, cuda, gpu, device, engine.plan, job, engine.kept)
 
     def compile_for(self, model: Model, options: Options, cache: Path) -> Engine:
         """Compile for `options.build.targets`, GPUs that need not be here, into the cache (TensorRT for RTX only).
@@ -124,55 +156,55 @@ class TensorRTBackend(Backend):
         """From the cache, or built (with `anew` in any case) and put there."""
         refuse_bad_options(job)
         with status() as tell:
-            doing = f"{self._flavour.title} compiles {job.model.path.name}"
+            doing = f"{self._flavour.title} compiles {job.model.name}"
             compile_it = functools.partial(build, self._trt, job, tell=lambda step: tell(f"{doing}: {step}"))
             if cache is None:
                 built = compile_it()
                 return Engine(built.plan, built)
-            store, key = EngineStore(cache), EngineKey(facts, job.options.build.targets, _notes(job.model))
-            if not anew and (found := store.find(key)) is not None:
-                return Engine(found)
+            store = EngineStore(cache)
+            key = EngineKey(facts, job.options.build.targets, _notes(job.model), _tuning(job.options.build))
+            if not anew and (found := store.locate(key)) is not None:
+                return Engine(found[1], None, Kept(found[:1], found=True))
             # What one build measured of this GPU's kernels spares the next ones most of their time.
             timings = EngineStore(cache.parent / "timing")
             measured = EngineKey({name: facts[name] for name in ("tensorrt", "gpu", "driver") if name in facts})
             with store.building(tell):
-                if not anew and (found := store.find(key)) is not None:  # another process was quicker
-                    return Engine(found)
+                if not anew and (found := store.locate(key)) is not None:  # another process was quicker
+                    return Engine(found[1], None, Kept(found[:1], found=True))
                 if why := store.why_not(key):
-                    _log.info("no engine for %s in %s: %s", job.model.path.name, cache, why)
+                    _log.info("no engine for %s in %s: %s", job.model.name, cache, why)
                 tell(doing)
                 before = timings.find(measured)
                 built = compile_it(before)
-                store.add(key, built.plan)
+                path = store.add(key, built.plan)
                 if built.timing is not None and built.timing != before:
                     timings.add(measured, built.timing)
-        return Engine(built.plan, built)
+        return Engine(built.plan, built, Kept((path,), found=False) if path else None)
 
     def _facts(self, job: BuildJob) -> dict[str, str]:
         """What must be equal for an engine to serve, wherever it was built."""
         build, model = job.options.build, job.model
         return {
             "model": model.digest,
-            "tensorrt": self.version,
+            # engines of version-compatible builds serve newer versions of the same major one
+            "tensorrt": f"{self._flavour.name} {major_of(self._flavour)}" if build.version_compatible else self.version,
             "precision": job.options.precision,
             "batch": f"1 to {build.max_batch}" if model.batch is None else str(model.batch),
-            "workspace": str(build.workspace_bytes or "all"),
-            "optimization level": str(build.optimization_level if build.optimization_level is not None else "default"),
             "hardware compatible": str(build.hardware_compatible),
             "version compatible": str(build.version_compatible),
+            "recipe": str(RECIPE),
         }
+
+
+def _tuning(build: BuildOptions) -> dict[str, str]:
+    """What changes how an engine is found and not what it computes: an engine serves those who do not ask for it."""
+    tuning = {"workspace": build.workspace_bytes, "optimization level": build.optimization_level}
+    return {name: str(value) for name, value in tuning.items() if value is not None}
 
 
 def _notes(model: Model) -> dict[str, str]:
     """For people who look at the cache."""
-    return {"file": model.path.name, "bundle": model.path.parent.name}
-
-
-def _place(device: str) -> tuple[str, int]:
-    kind, _, index = device.partition(".")
-    if kind not in ("gpu", "dla") or (index and not index.isdecimal()):
-        raise DeviceError(f"backend tensorrt has no device {device!r}: it runs on gpu, gpu.1, dla.0 and the like")
-    return kind, int(index or 0)
+    return {"file": model.name, "bundle": model.bundle}
 
 
 def _target(gpu: CudaDevice) -> str:
@@ -188,8 +220,10 @@ def _place_facts(job: BuildJob, gpu: CudaDevice, cuda: Cuda) -> dict[str, str]:
     """What an engine depends on beyond its recipe."""
     machine = nvidia.facts()
     exact = f"{gpu.name}, {_target(gpu)}, {gpu.sm_count} SMs"
+    driver = f"{machine.driver or machine.l4t}, CUDA {'.'.join(map(str, cuda.driver_version))}"
+    build = job.options.build
     return {
-        "gpu": "Ampere or newer" if job.options.build.hardware_compatible else exact,
-        "driver": f"{machine.driver or machine.l4t}, CUDA {'.'.join(map(str, cuda.driver_version))}",
+        "gpu": "Ampere or newer" if build.hardware_compatible else exact,
+        "driver": "any" if build.hardware_compatible or build.version_compatible else driver,
         "dla": str(job.dla_core if job.dla_core is not None else "none"),
     }

@@ -5,80 +5,25 @@ The module is handed in. Nothing in it raises: what fails returns False, None or
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from edgeseg.backends.base import ExecutedLayer, Options
-from edgeseg.backends.trt_layers import TABLE, executed_layers
+from edgeseg.backends.trt_layers import executed_layers
+from edgeseg.backends.trt_module import Flavour, flavour_of, logger_of, major_of, register_plugins
 from edgeseg.errors import BackendError, DeviceError
 from edgeseg.types import Model
 
-_OLDEST = (8, 5)
 _MB = 1 << 20
-_MOST_OPTIMIZED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Flavour:
-    """Which TensorRT a module is; `strong` where precision is what the graph's types say and not flags."""
-
-    name: str
-    version: str
-    strong: bool
-
-    @property
-    def rtx(self) -> bool:
-        """TensorRT for RTX: compiles ahead of time, for any GPU of its list."""
-        return self.name == "tensorrt_rtx"
-
-    @property
-    def title(self) -> str:
-        """For messages: "TensorRT 10.3.0"."""
-        return f"TensorRT{' for RTX' * self.rtx} {self.version}"
-
-
-def flavour_of(trt: Any) -> Flavour:
-    """Raises BackendError for a TensorRT older than 8.5, whose runner is another one."""
-    name, version = trt.__name__, str(trt.__version__)
-    major, minor = (int(part) for part in version.split(".")[:2])
-    rtx = name == "tensorrt_rtx"
-    if not rtx and (major, minor) < _OLDEST:
-        raise BackendError(f"TensorRT {version} is too old: edgeseg speaks 8.5 and later (JetPack 6 has 8.6 or 10.3)")
-    return Flavour(name, version, rtx or major >= 11)
-
-
-@functools.cache
-def logger_of(trt: Any) -> Any:
-    """The one ILogger of the process, as TensorRT goes on using the first that it was given.
-
-    `.errors` holds what it said of errors and `.layers` the builder's table of layers; `begin` empties both.
-    """
-    severity = trt.ILogger.Severity
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.begin()
-
-        def begin(self) -> None:
-            self.errors: list[str] = []
-            self.layers = ""
-
-        def log(self, level: Any, message: str) -> None:
-            if level in (severity.INTERNAL_ERROR, severity.ERROR):
-                self.errors.append(" ".join(message.split()))
-            elif message.startswith(TABLE):
-                self.layers = message
-
-        @property
-        def reason(self) -> str:
-            """The first error since `begin`: it is the cause, the others its consequences."""
-            return self.errors[0] if self.errors else "it does not say why"
-
-    return Log()
+_EXPLICIT_DLA = 11
+"""The first major version whose DLA may run explicit quantization; before, NVIDIA says, it takes none."""
+RECIPE = 1
+"""Changes with what this file asks of the builder: engines built otherwise are not taken from a cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +37,11 @@ class BuildJob:
 
 def refuse_bad_options(job: BuildJob) -> None:
     """Raise BackendError for build options that make no sense for this graph, before any cache is asked."""
-    build, model = job.options.build, job.model
-    if build.max_batch < 1:
-        raise BackendError(f"max_batch is {build.max_batch}: give 1 or more")
-    if model.batch is not None and build.max_batch not in (1, model.batch):
+    model, most = job.model, job.options.build.max_batch
+    if model.batch is not None and most not in (1, model.batch):
         raise BackendError(
-            f"{model.path.name} is made for batch {model.batch}, not for up to {build.max_batch}: export it with "
-            "--dynamic-batch"
+            f"{model.name} is made for batch {model.batch}, not for up to {most}: export it with --dynamic-batch"
         )
-    if build.workspace_bytes is not None and build.workspace_bytes < _MB:
-        raise BackendError(f"workspace_bytes is {build.workspace_bytes}: give at least {_MB}, a megabyte")
-    if build.optimization_level is not None and not 0 <= build.optimization_level <= _MOST_OPTIMIZED:
-        raise BackendError(f"optimization_level is {build.optimization_level}: give 0 (quick build) to 5 (fastest)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +67,16 @@ def build(
     """
     flavour, logger, model = flavour_of(trt), logger_of(trt), job.model
     logger.begin()
+    register_plugins(trt, logger)
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # pybind11: factory function returned nullptr
         raise BackendError(f"{flavour.title} cannot make a builder: {logger.reason}") from error
-    legacy = int(flavour.version.partition(".")[0]) < 10 and not flavour.rtx
+    legacy = major_of(flavour) < 10 and not flavour.rtx
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH) if legacy else 0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(os.fspath(model.path)):
-        raise BackendError(f"{flavour.title} cannot run {model.path.name}: {_parser_says(parser) or logger.reason}")
+        raise BackendError(f"{flavour.title} cannot run {model.name}: {_parser_says(parser) or logger.reason}")
     config = builder.create_builder_config()
     _set_precision(trt, config, flavour, job)
     _set_shapes(builder, network, config, job, logger)
@@ -145,16 +84,47 @@ def build(
     _set_options(trt, config, flavour, job)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names of layers: neither size nor time
     cache = _set_timing_cache(config, flavour, timing)
-    monitor = _make_monitor(trt, tell)
-    if monitor is not None:
-        config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    if monitor is not None and monitor.interrupted:
-        raise KeyboardInterrupt
+    with _held_interrupts() as interrupted:
+        monitor = _make_monitor(trt, tell, interrupted)
+        if monitor is not None:
+            config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BackendError(f"{flavour.title} cannot compile {model.path.name}: {logger.reason}")
+        workspace = job.options.build.workspace_bytes
+        limited = f" (with a workspace of {workspace / _MB:g} MB)" if workspace is not None else ""
+        raise BackendError(f"{flavour.title} cannot compile {model.name}{limited}: {logger.reason}")
     measured = bytes(config.get_timing_cache().serialize()) if cache is not None else None
-    return Built(bytes(plan), measured, executed_layers(logger.layers))
+    layers = executed_layers(logger.layers)
+    if job.options.precision == "int8" and layers and not any(layer.precision == "int8" for layer in layers):
+        raise BackendError(
+            f"{flavour.title} compiled nothing of {model.name} in int8 for {', '.join(job.options.build.targets)}: "
+            "leave out the GPUs that have none (sm_75), or choose precision fp16"
+        )
+    return Built(bytes(plan), measured, layers)
+
+
+@contextlib.contextmanager
+def _held_interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C sets a flag, as an exception in a callback would be lost in C++; raises it in the end.
+
+    A second Ctrl-C ends the process. In other threads than the main one nothing is changed.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked.is_set():
+        raise KeyboardInterrupt
 
 
 def _parser_says(parser: Any) -> str:
@@ -163,6 +133,7 @@ def _parser_says(parser: Any) -> str:
         return ""
     error = parser.get_error(0)
     text = " ".join(str(error.desc()).split())
+    text = "not supported" if text in ("", "false") else text  # the text of the parser's own assertion
     if not hasattr(error, "node_name"):  # 8.x: the number only
         return f"node {error.node()} of the graph: {text}"
     return f"layer {error.node_name()} ({error.node_operator()}): {text}"
@@ -189,7 +160,7 @@ def _set_shapes(builder: Any, network: Any, config: Any, job: BuildJob, logger: 
     one, full = (1, *model.input_size, 3), (most, *model.input_size, 3)
     profile.set_shape(network.get_input(0).name, one, full, full)
     if config.add_optimization_profile(profile) < 0:
-        raise BackendError(f"TensorRT refuses batches of 1 to {most} for {model.path.name}: {logger.reason}")
+        raise BackendError(f"TensorRT refuses batches of 1 to {most} for {model.name}: {logger.reason}")
 
 
 def _set_device(trt: Any, builder: Any, config: Any, flavour: Flavour, job: BuildJob) -> None:
@@ -210,14 +181,18 @@ def _set_device(trt: Any, builder: Any, config: Any, flavour: Flavour, job: Buil
         has = f"dla.0 to dla.{cores - 1}" if cores else "no DLA that this version serves"
         raise DeviceError(f"no device dla.{job.dla_core} for {flavour.title}: this machine has {has}; use gpu")
     if job.options.precision == "fp32":
-        raise BackendError("a DLA computes fp16 and int8, not fp32: choose precision fp16 or int8")
+        raise BackendError("a DLA computes fp16 and int8, not fp32: choose precision fp16")
+    if job.options.precision == "int8" and major_of(flavour) < _EXPLICIT_DLA:
+        raise BackendError(
+            f"the DLA of {flavour.title} takes no explicit quantization, and would leave all to the GPU: choose fp16"
+        )
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = job.dla_core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
 def _capability(trt: Any, target: str) -> Any:
-    name = target.upper().replace("_", "")
+    name = target.upper().replace("_", "")  # sm_86 -> SM86
     there = [known for known in vars(trt.ComputeCapability) if known.startswith("SM")]
     if name not in there:
         known = ", ".join(f"sm_{one[2:]}" for one in sorted(there, key=lambda one: int(one[2:])))
@@ -252,13 +227,14 @@ def _need(owner: Any, name: str, option: str, flavour: Flavour) -> None:
 def _set_timing_cache(config: Any, flavour: Flavour, timing: bytes | None) -> Any:
     if flavour.rtx:  # it measures nothing while it compiles
         return None
-    cache = config.create_timing_cache(timing or b"")
-    if cache is None:  # another TensorRT's
-        cache = config.create_timing_cache(b"")
-    return cache if cache is not None and config.set_timing_cache(cache, False) else None
+    for data in ([timing] if timing else []) + [b""]:  # an older one may be refused
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
 
 
-def _make_monitor(trt: Any, tell: Callable[[str], None]) -> Any:
+def _make_monitor(trt: Any, tell: Callable[[str], None], interrupted: threading.Event) -> Any:
     """An IProgressMonitor that tells phases and ends the build on Ctrl-C; None before TensorRT 10."""
     if not hasattr(trt, "IProgressMonitor"):
         return None
@@ -266,18 +242,14 @@ def _make_monitor(trt: Any, tell: Callable[[str], None]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.interrupted = False
             self._steps: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            try:
-                tell(f"{phase_name} {step + 1}/{self._steps.get(phase_name, step + 1)}")
-            except KeyboardInterrupt:  # which must not pass through C++
-                self.interrupted = True
-            return not self.interrupted
+            tell(f"{phase_name} {step + 1}/{self._steps.get(phase_name, step + 1)}")
+            return not interrupted.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 
-from edgeseg.backends.base import Session, SessionInfo
+from edgeseg.backends.base import Kept, Session, SessionInfo
 from edgeseg.backends.cudart import Cuda, CudaDevice, Graph, Memory
 from edgeseg.backends.device_tensors import device_pointer
-from edgeseg.backends.trt_build import BuildJob, flavour_of, logger_of
+from edgeseg.backends.trt_build import BuildJob
+from edgeseg.backends.trt_module import flavour_of, logger_of, register_plugins
 from edgeseg.errors import BackendError
 from edgeseg.types import Batch, Logits
 
@@ -72,9 +73,12 @@ class TensorRTSession(Session):
 
     reads_gpu: ClassVar[bool] = True
 
-    def __init__(self, trt: Any, cuda: Cuda, gpu: CudaDevice, device: str, plan: bytes, job: BuildJob) -> None:
+    def __init__(
+        self, trt: Any, cuda: Cuda, gpu: CudaDevice, device: str, plan: bytes, job: BuildJob, kept: Kept | None
+    ) -> None:
         self._trt, self._cuda, self._gpu, self._device, self._job = trt, cuda, gpu, device, job
         self._model, self._flavour = job.model, flavour_of(trt)
+        self.kept = kept
         self._held = contextlib.ExitStack()
         self._owners: list[Any] = []
         self._context: Any = None
@@ -83,14 +87,15 @@ class TensorRTSession(Session):
         self._logger = logger_of(trt)
         self._logger.begin()
         try:
-            cuda.use(gpu.index)
-            self._open(plan)
+            with self._on_gpu():
+                self._open(plan)
         except BaseException:
             self.close()
             raise
 
     def _open(self, plan: bytes) -> None:
         trt, model = self._trt, self._model
+        register_plugins(trt, self._logger)
         try:
             runtime = trt.Runtime(self._logger)
         except TypeError as error:  # pybind11: factory function returned nullptr
@@ -116,7 +121,8 @@ class TensorRTSession(Session):
         for name, address in ((self._input, self._buffers.pixels), (self._output, self._buffers.logits)):
             self._must(self._context.set_tensor_address(name, address), f"take memory for {name}")
         self._shape = 0
-        self._graphs_work = True
+        # With any batch TensorRT for RTX goes on compiling in the background, and a graph would keep what it had.
+        self._graphs_work = not (self._flavour.rtx and model.batch is None)
         self._warm = False
 
     def run(self, batch: Batch) -> Logits:
@@ -126,7 +132,13 @@ class TensorRTSession(Session):
         """
         if self._context is None:
             raise BackendError("this session is closed: load the network again")
-        self._cuda.use(self._gpu.index)
+        if self._model.batch is None and len(batch) > self._most and isinstance(batch, np.ndarray):
+            parts = range(0, len(batch), self._most)
+            return np.concatenate([self.run(batch[start : start + self._most]) for start in parts])
+        with self._on_gpu():
+            return self._run(batch)
+
+    def _run(self, batch: Batch) -> Logits:
         given = device_pointer(batch, self._stream, self._cuda)
         shape, dtype = (batch.shape, batch.dtype.str) if given is None else (given.shape, given.dtype)
         shape = tuple(shape) if given is None or len(shape) == 4 else (1, *shape)
@@ -166,7 +178,7 @@ class TensorRTSession(Session):
 
     def close(self) -> None:
         if self._stream:
-            with contextlib.suppress(BackendError):  # what failed in it has been told
+            with contextlib.suppress(BackendError), self._on_gpu():  # what failed in it has been told
                 self._cuda.synchronize(self._stream)
         self._drop_graph()
         self._context = None
@@ -174,6 +186,17 @@ class TensorRTSession(Session):
             del self._owners[0]
         self._stream = 0
         self._held.close()
+
+    @contextlib.contextmanager
+    def _on_gpu(self) -> Iterator[None]:
+        """This thread works on the session's GPU, then again on the one it had, which others in it rely on."""
+        before = self._cuda.current()
+        self._cuda.use(self._gpu.index)
+        try:
+            yield
+        finally:
+            if before != self._gpu.index:
+                self._cuda.use(before)
 
     def _compute(self, count: int) -> None:
         if self._graph is None and self._warm and self._graphs_work:
@@ -183,7 +206,7 @@ class TensorRTSession(Session):
                 self._graph = captured[0]
             except BackendError as error:
                 self._graphs_work = False
-                _log.info("no CUDA graph for %s: %s", self._model.path.name, error)
+                _log.info("no CUDA graph for %s: %s", self._model.name, error)
         if self._graph is not None:
             self._graph.launch(self._stream)
         else:
@@ -216,7 +239,7 @@ class TensorRTSession(Session):
         least = 1 if self._model.batch is None else self._most
         if len(shape) != 4 or not least <= shape[0] <= self._most or shape[1:] != (height, width, 3):
             raise BackendError(
-                f"{self._flavour.title} failed on a batch of shape {shape}: {self._model.path.name} was compiled for "
+                f"{self._flavour.title} failed on a batch of shape {shape}: {self._model.name} was compiled for "
                 f"({counts}, {height}, {width}, 3)"
             )
         if dtype != "|u1":
@@ -234,7 +257,7 @@ class TensorRTSession(Session):
         wanted = [trt.DataType.UINT8, trt.DataType.FLOAT], [self._model.logits_shape]
         if (types, shapes) != wanted or len(inputs) != 1:
             raise EngineRefused(
-                f"the engine of {self._model.path.name} goes from {inputs} to {outputs}, of {types} and {shapes}, not "
+                f"the engine of {self._model.name} goes from {inputs} to {outputs}, of {types} and {shapes}, not "
                 f"from uint8 pixels to float32 logits {self._model.logits_shape}"
             )
         return inputs[0], outputs[0]
@@ -244,4 +267,4 @@ class TensorRTSession(Session):
             raise BackendError(self._cannot(what))
 
     def _cannot(self, what: str) -> str:
-        return f"{self._flavour.title} cannot {what} {self._model.path.name}: {self._logger.reason}"
+        return f"{self._flavour.title} cannot {what} {self._model.name}: {self._logger.reason}"

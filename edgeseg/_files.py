@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from edgeseg.errors import EdgesegError, InputError
@@ -23,12 +23,16 @@ _POLL_S = 0.02
 _TRIES = 1000
 
 
-def write_atomic(path: Path, data: bytes, error: type[EdgesegError] = InputError) -> None:
-    """Write to a temporary name beside `path`, then rename; raises `error` naming the path and the reason."""
+def write_atomic(path: Path, data: bytes | Sequence[bytes], error: type[EdgesegError] = InputError) -> None:
+    """Write to a temporary name beside `path`, then rename; raises `error` naming the path and the reason.
+
+    Pieces are written one after the other.
+    """
     # not longer than any name a file system takes: it does not repeat the file's own
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.writelines([data] if isinstance(data, bytes) else data)
         os.replace(temporary, path)
     except (OSError, ValueError) as reason:  # ValueError: a NUL in the path
         raise error(f"cannot write {path}: {getattr(reason, 'strerror', None) or reason}") from reason

@@ -86,8 +86,7 @@ def _here(
     options: Options,
     cache: str | Path | Literal["auto"],
 ) -> Compiled:
-    folder = cache_folder(cache)
-    before, begin = _files(folder), time.perf_counter_ns()
+    begin = time.perf_counter_ns()
     with load(
         bundle.path,
         backend=backend,
@@ -98,22 +97,22 @@ def _here(
         cache=cache,
         build=options.build,
     ) as segmenter:
-        info, variant = segmenter.info, segmenter.variant
-    elapsed_ns = time.perf_counter_ns() - begin
-    blobs = blobs_folder(folder, info.backend, bundle.model(variant))
-    if blobs is None or not any(blobs.glob("*")):
-        raise BackendError(f"backend {info.backend} keeps nothing compiled: nothing to do ahead of time")
-    now = _files(blobs)
+        info, variant, kept = segmenter.info, segmenter.variant, segmenter.kept
+    if kept is None:
+        raise BackendError(
+            f"nothing was kept of what backend {info.backend} compiled of {variant.file}: it keeps nothing, or "
+            f"{cache_folder(cache) or 'the cache'} cannot be written"
+        )
     return Compiled(
         variant.file,
         stride,
         cast(Precision, info.precision),
         info.backend,
         (info.device,),
-        built=bool(now.keys() - before.keys()),
+        built=not kept.found,
         proven=True,
-        elapsed_ns=elapsed_ns,
-        bytes=sum(now.values()),
+        elapsed_ns=time.perf_counter_ns() - begin,
+        bytes=sum(path.stat().st_size for path in kept.files),
     )
 
 
@@ -134,6 +133,8 @@ def _for_targets(
     begin = time.perf_counter_ns()
     with explained(backend, model), graph_for(backend, model, options, blobs) as graph:
         engine = backend.compile_for(graph, options, blobs)
+    if engine.kept is None:
+        raise BackendError(f"{plan.variant.file} was compiled and not kept: {blobs.parent.parent} cannot be written")
     caching.prune(blobs.parent.parent, keep=blobs)
     return Compiled(
         plan.variant.file,
@@ -147,10 +148,3 @@ def _for_targets(
         bytes=len(engine.plan),
         layers=engine.built.layers if engine.built is not None else (),
     )
-
-
-def _files(folder: Path | None) -> dict[Path, int]:
-    """Compiled files below a folder and their sizes."""
-    if folder is None:
-        return {}
-    return {path: path.stat().st_size for path in folder.rglob("*") if path.suffix in (".engine", ".blob")}

@@ -72,6 +72,8 @@ def load(
         raise InputError(f"threads is {threads}: give 1 or more, or 0 for the runtime's choice")
     chosen_labels = labels.choose(bundle.manifest.classes, classes)
     stride = choose_stride(bundle, output_stride)
+    if not isinstance(device, str):
+        raise InputError(f"device is {device!r}: give its name, as 'cpu' or 'gpu.1'")
     device = device.lower()
     folder = cache_folder(cache)
     candidates, why = _candidates(backend, device)
@@ -141,6 +143,8 @@ def _candidates(backend: str, device: str) -> tuple[list[_Candidate], str]:
     if order is None:
         known = ", ".join(registry.AUTO_ORDER)
         raise DeviceError(f"no device {device!r} for backend auto: choose {known}, or name the backend too")
+    if kind != "cpu":  # whoever names an accelerator has its runtime; other makers' need not be told of
+        order = tuple(filter(registry.installed, order)) or order
     return [_Candidate(name, place) for name in order], f"first that works of {', '.join(order)} for {kind}"
 
 

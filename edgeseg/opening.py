@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import shutil
+import os
 import tempfile
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from edgeseg import caching
@@ -19,6 +19,9 @@ from edgeseg.errors import BackendError, BackendMissing, DeviceError, EdgesegErr
 from edgeseg.golden import check_golden
 from edgeseg.manifest import Variant
 from edgeseg.types import Model
+
+_HALF_RECIPE = 1
+"""Changes with how float16 graphs are written (`surgery.half`)."""
 
 
 def open_session(
@@ -37,12 +40,12 @@ def open_session(
     """
     if options.build != BuildOptions() and not backend.builds:
         raise BackendError(f"backend {backend.name} takes no build options: leave them out")
+    backend.refuse_device(device)
     model = bundle.model(variant)
     blobs = blobs_folder(cache, backend.name, model)
-    before = set(blobs.glob("*")) if blobs else set()
     with explained(backend, model), graph_for(backend, model, options, blobs) as graph:
         session = backend.open(graph, device, options, blobs)
-    if cache and blobs and not before.issuperset(blobs.glob("*")):
+    if cache and session.kept is not None and not session.kept.found:
         caching.prune(cache, keep=blobs)
     if not (self_test and backend.self_test):
         return session
@@ -50,12 +53,13 @@ def open_session(
         check_golden(bundle, variant, session, options.precision)
     except GoldenError as error:
         session.close()
-        if blobs is None or not before:
+        if session.kept is None:
+            raise
+        gone = _removed(session.kept.files)
+        if not session.kept.found:  # compiled just now: compiling again would give the same
             raise
         # What was cached may be damaged: compile again before blaming the runtime.
-        shutil.rmtree(blobs, ignore_errors=True)
-        again = None if blobs.exists() else cache  # of a cache that cannot be changed, nothing is used
-        session = open_session(bundle, variant, backend, device, options, again, self_test)
+        session = open_session(bundle, variant, backend, device, options, cache if gone else None, self_test)
         warnings.warn(
             f"recompiled {variant.file}: what {blobs} held was damaged ({error})", RuntimeWarning, stacklevel=3
         )
@@ -63,6 +67,14 @@ def open_session(
         session.close()
         raise
     return session
+
+
+def _removed(files: Sequence[Path]) -> bool:
+    """Remove what the cache holds of a session; False where it cannot be."""
+    for path in files:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return not any(map(os.path.exists, files))
 
 
 @contextlib.contextmanager
@@ -104,7 +116,8 @@ def graph_for(backend: Backend, model: Model, options: Options, blobs: Path | No
     with contextlib.ExitStack() as held:
         folder = blobs or Path(held.enter_context(tempfile.TemporaryDirectory()))
         # named by its own hash, so that a damaged one is written again
-        there = [path for path in folder.glob("*.half.onnx") if sha256(path)[:16] == path.name.partition(".")[0]]
+        mark = f".{_HALF_RECIPE}.half.onnx"
+        there = [path for path in folder.glob(f"*{mark}") if sha256(path)[:16] == path.name.removesuffix(mark)]
         if not there:
             try:
                 from edgeseg.surgery.half import half_graph
@@ -117,7 +130,7 @@ def graph_for(backend: Backend, model: Model, options: Options, blobs: Path | No
                 ) from error
             graph = half_graph(model.path)
             folder.mkdir(parents=True, exist_ok=True)
-            there = [folder / f"{hashlib.sha256(graph).hexdigest()[:16]}.half.onnx"]
+            there = [folder / f"{hashlib.sha256(graph).hexdigest()[:16]}{mark}"]
             write_atomic(there[0], graph, BackendError)
         yield dataclasses.replace(model, path=there[0])
 
@@ -127,6 +140,8 @@ def cache_folder(cache: str | Path | None) -> Path | None:
     if cache is None:
         return None
     folder = caching.cache_home() if cache == "auto" else Path(cache)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise InputError(f"the cache {folder} is a file: name a directory")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

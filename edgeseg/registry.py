@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,12 +70,11 @@ def get(name: str) -> Backend:
     """
     if entry := BUILTIN.get(name):
         try:
-            module = importlib.import_module(entry.module)
+            backend: Backend = getattr(importlib.import_module(entry.module), entry.class_name)()
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0] not in entry.vendors:
                 raise
             raise BackendMissing(f"backend {name} needs the package {entry.vendors[0]}: {entry.install}") from error
-        backend: Backend = getattr(module, entry.class_name)()
         return backend
     plugins = _plugins()
     if name not in plugins:
@@ -84,6 +84,11 @@ def get(name: str) -> Backend:
     if not isinstance(made, Backend):
         raise BackendError(f"plug-in {name!r} ({plugins[name].value}) is not an edgeseg.backends.base.Backend")
     return made
+
+
+def installed(name: str) -> bool:
+    """Whether a built-in backend's package is there, which is not to say that it works; nothing is imported."""
+    return any(importlib.util.find_spec(vendor) for vendor in BUILTIN[name].vendors)
 
 
 def names() -> tuple[str, ...]:

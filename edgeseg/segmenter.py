@@ -11,7 +11,7 @@ from types import TracebackType
 
 import numpy as np
 
-from edgeseg.backends.base import Session, SessionInfo
+from edgeseg.backends.base import Kept, Session, SessionInfo
 from edgeseg.backends.execution import Execution
 from edgeseg.decode import Decoded, Grid, Wants, decode, usable_cpus
 from edgeseg.errors import BackendError, InputError
@@ -159,6 +159,11 @@ class Segmenter:
     def input_size(self) -> Size:
         """The network's input (height, width); frames of any size are resized to it."""
         return self._manifest.preprocess.input_size
+
+    @property
+    def kept(self) -> Kept | None:
+        """What of the cache runs, and whether it was found there or compiled at load; None where nothing is kept."""
+        return self._open_session().kept
 
     @property
     def output_stride(self) -> int:

@@ -68,7 +68,8 @@ class Region:
 class Model:
     """One network file of a bundle, its hashes verified, as a backend gets it.
 
-    `logits_shape` is (classes, height, width); `batch` is None where the graph takes any batch size.
+    `logits_shape` is (classes, height, width); `batch` is None where the graph takes any batch size. `name` and
+    `bundle` are for messages: the file's name in its bundle, also where `path` is another form of it, and the bundle's.
     `digest` changes with every byte of the graph and its weights: the key for anything compiled from them.
     """
 
@@ -79,6 +80,12 @@ class Model:
     input_size: Size
     logits_shape: tuple[int, int, int]
     batch: int | None = 1
+    name: str = ""
+    bundle: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.path.name)
+        object.__setattr__(self, "bundle", self.bundle or self.path.absolute().parent.name)
 
 
 @dataclass(frozen=True, slots=True)

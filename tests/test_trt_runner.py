@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
 import gc
 import json
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +24,7 @@ pytest.importorskip("onnxruntime")
 
 import edgeseg
 from edgeseg import registry
+from edgeseg.backends import trt_build
 from edgeseg.backends.base import BuildOptions, Options
 from edgeseg.backends.cudart import Cuda
 from edgeseg.backends.engines import SUFFIX, EngineStore, read_key
@@ -29,7 +33,7 @@ from edgeseg.backends.trt_session import TensorRTSession
 from edgeseg.bundle import Bundle, describe_file, write
 from edgeseg.cli import main
 from edgeseg.compiling import compile_bundle
-from edgeseg.errors import BackendError, DeviceError, EdgesegError, InputError
+from edgeseg.errors import BackendError, BackendMissing, DeviceError, EdgesegError, GoldenError, InputError
 from edgeseg.loading import EMBEDDED, load_variant
 from edgeseg.testing import TINY, BackendConformance, street_scene
 
@@ -171,22 +175,28 @@ def test_any_batch_up_to_the_largest(
     with edgeseg.load(dynamic, backend="tensorrt", device="gpu", build=build) as segmenter:
         for count in (3, 3, 3, 1, 2, 2, 2, 3, 1):  # graphs are captured, launched and dropped on the way
             assert [one.class_map.tobytes() for one in segmenter.batch(FRAMES[:count])] == wanted[:count]
-        with pytest.raises(BackendError, match=r"batch of shape \(4, .*was compiled for \(1 to 3, "):
-            segmenter.batch([*FRAMES, FRAMES[0]])
+        many = [one.class_map.tobytes() for one in segmenter.batch([*FRAMES, *FRAMES, FRAMES[0]])]
+        assert many == [*wanted, *wanted, wanted[0]]  # in runs of three
         assert masks(segmenter) == wanted
 
 
 def test_a_static_graph_has_its_own_batch(install: Callable[..., Any]) -> None:
     install("10.3")
     edgeseg.load(TINY, backend="tensorrt", device="gpu").close()  # what is in the cache changes nothing
-    for wrong, told in (
-        (BuildOptions(max_batch=4), "made for batch 1, not for up to 4: export it with --dynamic-batch"),
-        (BuildOptions(max_batch=0), "max_batch is 0: give 1 or more"),
-        (BuildOptions(workspace_bytes=1000), "workspace_bytes is 1000: give at least 1048576"),
-        (BuildOptions(optimization_level=6), "optimization_level is 6: give 0"),
-    ):
-        with pytest.raises(BackendError, match=told):
-            edgeseg.load(TINY, backend="tensorrt", device="gpu", build=wrong)
+    with pytest.raises(BackendError, match="made for batch 1, not for up to 4: export it with --dynamic-batch"):
+        edgeseg.load(TINY, backend="tensorrt", device="gpu", build=BuildOptions(max_batch=4))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_batch": 0}, {"max_batch": None}, {"max_batch": "2"}, {"workspace_bytes": 1000}, {"workspace_bytes": 1 << 70},
+     {"workspace_bytes": 2e6}, {"optimization_level": 6}, {"optimization_level": True}, {"targets": "sm_86"},
+     {"targets": ("SM86",)}, {"targets": (86,)}],
+)  # fmt: skip
+def test_build_options_make_sense(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(InputError, match=f"^{name} is .*: give "):
+        BuildOptions(**wrong)
 
 
 class OnGpu:
@@ -280,6 +290,10 @@ def test_the_dla(version: str, install: Callable[..., Any]) -> None:
         assert segmenter.info.device == "dla.0"
     with pytest.raises(BackendError, match="a DLA computes fp16 and int8, not fp32"):
         edgeseg.load(TINY, backend="tensorrt", device="dla.0", precision="fp32")
+    if version not in STRONG:
+        bundle = Bundle.open(EMBEDDED, verify=False)
+        with pytest.raises(BackendError, match="takes no explicit quantization"):
+            load_variant(bundle, bundle.variant(32, "int8", "tensorrt"), backend="tensorrt", device="dla.0")
     with pytest.raises(DeviceError, match=r"no device dla\.1 .*: this machine has dla\.0 to dla\.0"):
         edgeseg.load(TINY, backend="tensorrt", device="dla.1")
     with pytest.raises(DeviceError, match=r"no device 'gpu\.3' here: there is gpu\.0"):
@@ -385,6 +399,98 @@ def scaled(plan: bytes) -> bytes:
     return _pack(opened[0], model.SerializeToString(deterministic=True))
 
 
+def test_a_wrong_build_is_dropped_and_not_repeated(
+    install: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime is to blame: what else the cache holds of this network stays."""
+    install("10.3")
+    load: Any = functools.partial(edgeseg.load, TINY, backend="tensorrt", device="gpu", cache=tmp_path)
+    load()
+    (good,) = engines(tmp_path)
+    built, real = [], trt_build.build
+
+    def wrong(*arguments: Any, **named: Any) -> Any:
+        built.append(1)
+        made = real(*arguments, **named)
+        return dataclasses.replace(made, plan=scaled(made.plan))
+
+    monkeypatch.setattr("edgeseg.backends.trt.build", wrong)
+    with pytest.raises(GoldenError):
+        load(precision="fp16")
+    assert engines(tmp_path) == [good]
+    assert built == [1]
+
+
+def test_an_engine_tuned_otherwise_serves(install: Callable[..., Any], tmp_path: Path) -> None:
+    """Compiled with little memory, found without saying so; who asks for a tuning gets it."""
+    install("10.3")
+    load: Any = functools.partial(edgeseg.load, TINY, backend="tensorrt", device="gpu", cache=tmp_path)
+    load(build=BuildOptions(workspace_bytes=1 << 24, optimization_level=1))
+    assert load().kept.found
+    assert load(build=BuildOptions(optimization_level=1)).kept.found
+    assert not load(build=BuildOptions(optimization_level=5)).kept.found
+    assert not load(build=BuildOptions(hardware_compatible=True)).kept.found
+    assert not load(build=BuildOptions(version_compatible=True)).kept.found
+    install("10.13")  # a newer one of the same major version
+    assert load(build=BuildOptions(version_compatible=True)).kept.found
+    assert not load().kept.found
+
+
+def test_ctrl_c_ends_a_build(install: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("10.3")
+    handler = signal.getsignal(signal.SIGINT)
+
+    @contextlib.contextmanager
+    def interrupting() -> Iterator[Callable[[str], None]]:
+        yield lambda step: os.kill(os.getpid(), signal.SIGINT) if step.endswith("1/3") or "1/" in step else None
+
+    monkeypatch.setattr("edgeseg.backends.trt.status", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        edgeseg.load(TINY, backend="tensorrt", device="gpu", cache=tmp_path)
+    assert not engines(tmp_path)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_the_threads_gpu_is_left_as_it_was(
+    install: Callable[..., Any], fake_cudart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CUDART_DEVICES", "2")
+    install("10.3")
+    with edgeseg.load(TINY, backend="tensorrt", device="gpu.1") as segmenter:
+        assert Cuda.load(fake_cudart).current() == 0
+        assert masks(segmenter) == masks(edgeseg.load(TINY, backend="ort"))
+        assert Cuda.load(fake_cudart).current() == 0
+
+
+def test_without_tensorrt_the_install_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for arguments in (
+        ["compile", str(TINY), "--backend", "tensorrt", "--for", "sm_86"],
+        ["compile", str(TINY), "--backend", "tensorrt", "--device", "dla.0"],
+        ["segment", "-o", "x.png", "--bundle", str(TINY), "--backend", "tensorrt"],
+        ["verify", str(TINY), "--backend", "tensorrt"],
+    ):
+        assert main(arguments) == 1
+        said = capsys.readouterr().err
+        assert "backend tensorrt needs the package tensorrt: on a Jetson it comes with JetPack" in said
+    assert "needs the package" in registry.status("tensorrt").reason
+
+
+@pytest.mark.parametrize("content", ["", "import no_such_library", "raise OSError('libnvinfer.so.10: cannot open')"])
+def test_a_broken_tensorrt_is_said_so(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt.py").write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.setenv("EDGESEG_TENSORRT", "tensorrt")
+    with pytest.raises(BackendMissing, match=r"the package tensorrt is here but cannot be used \(.*\): "):
+        edgeseg.load(TINY, backend="tensorrt")
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.setenv("EDGESEG_TENSORRT", "yes")
+    with pytest.raises(BackendError, match="EDGESEG_TENSORRT is 'yes': set it to tensorrt or tensorrt_rtx"):
+        edgeseg.load(TINY, backend="tensorrt")
+
+
 def test_no_driver_is_said_before_any_tensorrt_object(
     install: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -476,7 +582,7 @@ def test_bad_requests_are_refused(install: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match="backend openvino does not compile for sm_86"):
         compile_bundle(TINY, backend="openvino", build=BuildOptions(targets=("sm_86",)))
     install("10.3")
-    with pytest.raises(BackendError, match="keeps nothing compiled"):
+    with pytest.raises(BackendError, match="nothing was kept of what backend ort compiled"):
         compile_bundle(TINY, backend="ort")
     with pytest.raises(EdgesegError, match="no output stride 32"):
         compile_bundle(TINY, backend="tensorrt", device="gpu", output_strides=[32])

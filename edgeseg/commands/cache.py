@@ -88,6 +88,8 @@ def _folder(cache: Path | None) -> Path:
 def _model(entry: CacheEntry) -> str:
     if entry.model == "timing":
         return "(measured by builds)"
+    if all(path.name.endswith(".half.onnx") for path in entry.files):
+        return f"(a graph written in float16) ({entry.model[:8]})"
     file, bundle = entry.facts.get("file", ""), entry.facts.get("bundle", "")
     return " ".join(filter(None, (file, f"of {bundle}" * bool(bundle), f"({entry.model[:8]})")))
 

@@ -70,7 +70,7 @@ def command(
     Without a BUNDLE the embedded one. On a device here, each network then runs a golden frame. With --for, TensorRT for
     RTX compiles for GPUs that need not be here: copy the cache directory there, or share it.
     """
-    wanted = tuple(part.strip().lower() for part in targets.split(",")) if targets is not None else ()
+    wanted = tuple(dict.fromkeys(map(_target, targets.split(",")))) if targets is not None else ()
     if wanted and device not in ("auto", "gpu"):
         raise InputError(f"--for compiles for GPUs that are not here, and --device is {device}: leave one of them out")
     build = BuildOptions(
@@ -100,6 +100,14 @@ def command(
     for one in made:
         click.echo(_line(one))
     click.echo(f"in {cache_folder(where)}")
+
+
+def _target(text: str) -> str:
+    """sm_86 of SM86, sm86, 8.6."""
+    digits = text.strip().lower().removeprefix("sm").removeprefix("_").replace(".", "")
+    if not digits.isdecimal():
+        raise InputError(f"--for has {text.strip()!r}: give compute capabilities as sm_86,sm_89")
+    return f"sm_{digits}"
 
 
 def _line(one: Compiled) -> str:
