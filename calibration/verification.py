@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -95,13 +95,15 @@ def verify(
     certify: bool = False,
     seed: int = 0,
     threads: int = 0,
+    cache: str | Path | Literal["auto"] | None = "auto",
 ) -> Verification:
     """Check a bundle's hashes, all its golden frames on every backend here, and on labelled images what int8 loses.
 
     `backend="auto"` is every installed one that `load` would try on the device, and for TensorRT's encoding its
     simulation. `images` are labelled ones that calibration has not seen: `edgeseg.calibration.datasets.open_dataset`
     opens them, which a folder alone also goes through. `max_drop` is the loss allowed, in points of mIoU. `certify`
-    writes what was measured on `MIN_IMAGES` or more into the bundle's manifest, in place of what is said there.
+    writes what was measured on `MIN_IMAGES` or more into the bundle's manifest, in place of what is said there. `cache`
+    is as in `load`, and used by backends that build for minutes.
 
     Raises BundleError for a damaged bundle, BackendError where the named backend, or every one, is missing, InputError
     for images that were used for calibration, have no labels, or are too few to certify. What is beyond its tolerance
@@ -119,7 +121,7 @@ def verify(
         refuse_unfit(bundle, images, used, certify)
     runs, notes = _runs(bundle, backend, device.lower())
     with status() as tell:
-        golden = [_golden(bundle, run, threads, tell) for run in runs]
+        golden = [_golden(bundle, run, threads, cache, tell) for run in runs]
     losses = []
     if images is not None:
         for check in golden:
@@ -198,13 +200,15 @@ def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[_Run], list[s
     return runs, notes
 
 
-def _golden(bundle: Bundle, run: _Run, threads: int, tell: Callable[[str], None]) -> GoldenCheck:
+def _golden(
+    bundle: Bundle, run: _Run, threads: int, cache: str | Path | None, tell: Callable[[str], None]
+) -> GoldenCheck:
     backend, device, variant, precision = run
     found, count = list[GoldenResult](), bundle.manifest.golden.frames
     runtime, options = registry.get(backend), Options(precision, threads)
-    cache = cache_folder("auto") if runtime.builds else None  # what compiles quickly is compiled anew
+    folder = cache_folder(cache) if runtime.builds else None  # what compiles quickly is compiled anew
     try:
-        with open_session(bundle, variant, runtime, device, options, cache, self_test=False) as session:
+        with open_session(bundle, variant, runtime, device, options, folder, self_test=False) as session:
             for index in range(count):
                 tell(f"{variant.file} on {backend} {device}: golden frame {index + 1} of {count}")
                 found.append(compare_golden(bundle, variant, session, precision, index))

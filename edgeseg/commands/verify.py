@@ -43,6 +43,7 @@ _CLASSES = 6
     metavar="N",
     help="CPU threads of the network; 0: the runtime's choice.",
 )
+@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="Where engines are kept; the user's own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the tables.")
 def command(
     bundle: Path,
@@ -56,6 +57,7 @@ def command(
     max_drop: float,
     certify: bool,
     threads: int,
+    cache: Path | None,
     as_json: bool,
 ) -> int:
     """Check that a bundle is what it says: hashes, golden frames on each backend, certificates of int8.
@@ -68,7 +70,16 @@ def command(
     if data is not None:
         classes = Bundle.open(bundle, verify=False).manifest.classes
         images = open_dataset(data, labels, classes=classes, layout=layout, split=split, ignore=ignore)
-    found = verify(bundle, images, backend=backend, device=device, max_drop=max_drop, certify=certify, threads=threads)
+    found = verify(
+        bundle,
+        images,
+        backend=backend,
+        device=device,
+        max_drop=max_drop,
+        certify=certify,
+        threads=threads,
+        cache="auto" if cache is None else cache,
+    )
     if as_json:
         click.echo(json.dumps(_report(found), indent=2))
     else:
