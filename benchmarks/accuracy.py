@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -17,12 +16,11 @@ import numpy as np
 import edgeseg
 from edgeseg import images
 from edgeseg._terminal import progress
+from edgeseg.benchmarks.quality import Predict, torch_masks
 from edgeseg.bundle import Bundle
 from edgeseg.errors import EdgesegError, InputError
 from edgeseg.scoring import confusion, score
-from edgeseg.types import ClassMap, Image, Precision
-
-Predict = Callable[[Image], ClassMap]
+from edgeseg.types import ClassMap, Precision
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ def main(
     for stride in bundle.output_strides:
         oracle = None
         if weights is not None:
-            row, oracle = _evaluate("torch", _torch(bundle, weights, stride), bundle, stride, pairs, None)
+            row, oracle = _evaluate("torch", torch_masks(bundle, weights, stride), bundle, stride, pairs, None)
             rows.append(row)
         for backend in backends.split(","):
             with edgeseg.load(bundle_path, backend=backend, precision=precision, output_stride=stride) as segmenter:
@@ -107,29 +105,6 @@ def _evaluate(
         agreement = float(np.mean([np.mean(ours == theirs) for ours, theirs in zip(masks, oracle, strict=True)]))
     iou = dict(zip(names, (round(value, 2) for value in result.iou), strict=True))
     return Row(name, stride, len(pairs), result.miou, result.pixel_accuracy, agreement, iou), masks
-
-
-def _torch(bundle: Bundle, weights: Path, stride: int) -> Predict:
-    """torch's own pipeline: float normalisation, the network, F.interpolate, argmax; of edgeseg only the network."""
-    import torch
-
-    from edgeseg.benchmarks.checkpoints import read_checkpoint
-
-    settings = bundle.manifest.preprocess
-    model = read_checkpoint(weights)
-    if stride > 1:
-        model.set_output_stride(stride)
-
-    @torch.inference_mode()
-    def predict(frame: Image) -> ClassMap:
-        height, width = settings.input_size
-        small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
-        x = (small / np.float32(255) - np.array(settings.mean, np.float32)) / np.array(settings.std, np.float32)
-        logits = model(torch.from_numpy(x.transpose(2, 0, 1)[None].astype(np.float32)))
-        upsampled = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
-        return np.asarray(upsampled.argmax(1)[0].numpy(), np.uint8)
-
-    return predict
 
 
 if __name__ == "__main__":

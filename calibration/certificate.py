@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -14,13 +15,14 @@ from edgeseg.calibration.datasets import digest_of
 from edgeseg.errors import InputError
 from edgeseg.loading import device_kind, load_variant
 from edgeseg.manifest import Certificate
-from edgeseg.scoring import Counts, confusion, means, overlaps
+from edgeseg.scoring import Counts, Percent, confusion, means, overlaps
 from edgeseg.segmenter import Segmenter
 from edgeseg.types import ClassMap, Encoding, Image, Size
 
 MAX_DROP = 0.2
 """The loss that is allowed unless another is asked for, in points of mIoU."""
-_RESAMPLES = 2000
+RESAMPLES = 2000
+"""Draws of a bootstrap."""
 
 
 class Named(Protocol):
@@ -123,15 +125,28 @@ def compare(fp32: Segmenter, int8: Segmenter, images: LabelledImages, classes: i
     return Comparison(counted[0], counted[1], np.array(agreement), np.array(pixels))
 
 
-def bootstrap(found: Comparison, seed: int, resamples: int = _RESAMPLES) -> tuple[float, float]:
+def bootstrap(found: Comparison, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
     """The 95 % interval of mIoU int8 minus fp32, in points: images drawn with replacement, the same for both."""
-    count = len(found.agreement)
+    int8, fp32 = resampled_mious((found.int8, found.fp32), seed, resamples)
+    return interval_of(int8 - fp32)
+
+
+def resampled_mious(tables: Sequence[Counts], seed: int, resamples: int = RESAMPLES) -> tuple[Percent, ...]:
+    """Per table, int64 (2, images, classes) of the same images, its mIoU (resamples,) on images drawn with replacement.
+
+    The draws are the same for all tables, so that their differences are paired.
+    """
+    count = tables[0].shape[1]
     drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
     flat = (drawn + count * np.arange(resamples)[:, None]).ravel()
     times = np.bincount(flat, minlength=resamples * count).reshape(resamples, count).astype(np.float64)
     # counts stay below 2**53, so float64 adds them exactly
-    difference = means(times @ found.int8.astype(np.float64))[1] - means(times @ found.fp32.astype(np.float64))[1]
-    low, high = np.nanpercentile(difference, [2.5, 97.5])
+    return tuple(means(times @ table.astype(np.float64))[1] for table in tables)
+
+
+def interval_of(resampled: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The middle 95 % of resampled values; those that are NaN are left out."""
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -91,6 +91,7 @@ def write(
         variants=(*floats, *variants),
         files={name: bundles.describe_file(data) for name, data in files.items()},
         golden=dataclasses.replace(bundle.manifest.golden, tolerances=manifest.TOLERANCES),
+        tuned=(),  # among other variants
     )
     return bundles.write(output, made_manifest, files, overwrite=overwrite)
 

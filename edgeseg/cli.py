@@ -18,13 +18,16 @@ class LazyGroup(click.Group):
     """Imports a command's module when it is asked for, so that `--help` loads nothing heavy."""
 
     commands_at: ClassVar = {
+        "bench": "edgeseg.commands.bench",
         "cache": "edgeseg.commands.cache",
         "calibrate": "edgeseg.commands.calibrate",
+        "compare": "edgeseg.commands.compare",
         "compile": "edgeseg.commands.compile",
         "doctor": "edgeseg.commands.doctor",
         "export": "edgeseg.commands.export",
         "inspect": "edgeseg.commands.inspect",
         "segment": "edgeseg.commands.segment",
+        "tune": "edgeseg.commands.tune",
         "verify": "edgeseg.commands.verify",
     }
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from edgeseg import labels, registry
+from edgeseg._machine import processor
 from edgeseg.backends.base import Backend, BuildOptions, Options
 from edgeseg.bundle import Bundle
+from edgeseg.decode import usable_cpus
 from edgeseg.errors import BackendError, BundleError, DeviceError, EdgesegError, InputError
-from edgeseg.manifest import MIN_IMAGES, Variant
+from edgeseg.manifest import MIN_IMAGES, Tuned, Variant
 from edgeseg.opening import cache_folder, open_session
 from edgeseg.segmenter import Segmenter
 from edgeseg.types import Precision
@@ -52,6 +54,9 @@ def load(
 ) -> Segmenter:
     """Open a bundle on a backend and device, run one golden frame through it, and hand out the Segmenter.
 
+    Where backend, device, precision, output stride and threads are all left to it, it takes what `edgeseg tune` has
+    chosen on this very machine, if the bundle says so.
+
     `backend="auto"` tries `registry.AUTO_ORDER` for the kind of device ("auto" means the CPU, or with
     backend tensorrt the GPU) and falls back with a
     RuntimeWarning naming the reason; a backend that is named is the only one tried. `precision="auto"` is int8 where
@@ -71,6 +76,27 @@ def load(
     if threads < 0:
         raise InputError(f"threads is {threads}: give 1 or more, or 0 for the runtime's choice")
     chosen_labels = labels.choose(bundle.manifest.classes, classes)
+    if (backend, device, precision, output_stride, threads) == ("auto", "auto", "auto", None, 0):
+        tuned = tuned_here(bundle)
+        if tuned is not None:
+            try:
+                segmenter = load(
+                    bundle_path,
+                    backend=tuned.backend,
+                    device=tuned.device,
+                    precision=tuned.precision,
+                    output_stride=tuned.output_stride,
+                    classes=classes,
+                    threads=tuned.threads,
+                    cache=cache,
+                    self_test=self_test,
+                    build=build,
+                )
+            except BackendError as error:
+                warnings.warn(f"fell back from what was tuned here: {error}", RuntimeWarning, stacklevel=2)
+            else:
+                segmenter.choice = segmenter.choice.replace("backend as asked", f"tuned here on {tuned.when[:10]}")
+                return segmenter
     stride = choose_stride(bundle, output_stride)
     if not isinstance(device, str):
         raise InputError(f"device is {device!r}: give its name, as 'cpu' or 'gpu.1'")
@@ -109,6 +135,14 @@ def load(
         names.setdefault(str(failure).replace(f"backend {name}", "the backend"), []).append(name)
     reasons = "; ".join(f"{', '.join(failed)}: {reason}" for reason, failed in names.items())
     raise BackendError(f"no backend can run {bundle.path.name} on {candidates[0].device}: {reasons}")
+
+
+def tuned_here(bundle: Bundle) -> Tuned | None:
+    """What `edgeseg tune` has chosen for this bundle on this machine, None where it has not run here."""
+    if not bundle.manifest.tuned:
+        return None
+    here = processor(), usable_cpus()
+    return next((one for one in bundle.manifest.tuned if (one.processor, one.cores) == here), None)
 
 
 def load_variant(

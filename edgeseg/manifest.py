@@ -144,6 +144,27 @@ class GoldenInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned:
+    """What `edgeseg tune` chose on one machine, known by its `processor` and the `cores` that a process may use there.
+
+    `load` with nothing chosen takes it on that machine. `p50_ns` is the median of the whole frame, of frames of
+    `frame_size` (height, width); `miou` in percent on the images given, None without; `when` the time, as in ISO 8601.
+    """
+
+    processor: str
+    cores: int
+    backend: str
+    device: str
+    precision: Precision
+    output_stride: int
+    threads: int
+    frame_size: tuple[int, int]
+    p50_ns: int
+    when: str
+    miou: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """All of `manifest.json`. `head` is how scores become classes: argmax, or a threshold for one channel.
 
@@ -161,6 +182,7 @@ class Manifest:
     golden: GoldenInfo
     producer: dict[str, str] = field(default_factory=dict)
     values: Literal["logits", "probabilities"] = "logits"
+    tuned: tuple[Tuned, ...] = ()
     format: int = FORMAT
 
 
@@ -207,6 +229,7 @@ def _check(manifest: Manifest) -> None:
         raise RecordError(f"manifest.preprocess.input_size is {list(preprocess.input_size)}: must be positive")
     if not 0 <= preprocess.pad <= 255:
         raise RecordError(f"manifest.preprocess.pad is {preprocess.pad}: must be a grey level, 0 to 255")
+    _check_tuned(manifest)
 
 
 def _check_classes(manifest: Manifest) -> None:
@@ -235,3 +258,24 @@ def _check_variant(manifest: Manifest, variant: Variant, where: str) -> None:
     for key, value in (("output_stride", variant.output_stride), ("batch", variant.batch)):
         if value is not None and value < 1:
             raise RecordError(f"{where}.{key} is {value}: must be 1 or more")
+
+
+def _check_tuned(manifest: Manifest) -> None:
+    offered = {(variant.output_stride, variant.precision) for variant in manifest.variants}
+    machines = set[tuple[str, int]]()
+    for index, tuned in enumerate(manifest.tuned):
+        where = f"manifest.tuned[{index}]"
+        # fp16 is how a device computes the fp32 graph
+        if (tuned.output_stride, "int8" if tuned.precision == "int8" else "fp32") not in offered:
+            raise RecordError(f"{where} has output stride {tuned.output_stride} in {tuned.precision}: no variant has")
+        for key, value, least in (
+            ("cores", tuned.cores, 1),
+            ("threads", tuned.threads, 0),
+            ("frame_size", min(tuned.frame_size), 1),
+            ("p50_ns", tuned.p50_ns, 1),
+        ):
+            if value < least:
+                raise RecordError(f"{where}.{key} is {value}: must be {least} or more")
+        if (tuned.processor, tuned.cores) in machines:
+            raise RecordError(f"{where} is of {tuned.processor!r} with {tuned.cores} cores again: one per machine")
+        machines.add((tuned.processor, tuned.cores))
