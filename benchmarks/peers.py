@@ -1,0 +1,213 @@
+"""Frame in, mask out, against what others offer for the same ONNX file and frames, side by side in one run.
+
+python -m edgeseg.benchmarks.peers --bundle BUNDLE --output-stride 16 --precision int8 --images DIR --peers PYTHON
+
+Method: every contender in a process of its own, one frame each in turn, in an order drawn anew each round, the others
+asleep; nothing of a turn but its run is timed. OpenVINO and Model API run with edgeseg's configuration (latency hint,
+f32, the same threads), Model API also with its own. Model API and ONNX Runtime get the graph with a float image for
+input, as they expect it, the network behind unchanged. benchmark_app cannot take turns by frame: it and edgeseg's
+session alternate in blocks.
+
+--peers is the Python of an environment with openvino-model-api and this environment's version of openvino.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import numpy as np
+
+from edgeseg import EMBEDDED
+from edgeseg._terminal import SizeType, status
+from edgeseg.benchmarks.peers_app import App, against_benchmark_app
+from edgeseg.benchmarks.peers_contenders import NETWORK, OURS, contenders, frames_of
+from edgeseg.benchmarks.peers_race import Ran, Spec, race
+from edgeseg.benchmarks.spread import Interval, median_interval, ratio, spread
+from edgeseg.bundle import Bundle
+from edgeseg.errors import EdgesegError
+from edgeseg.types import Size
+
+_WIDTH = 46
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One contender: median milliseconds and, round by round, its time by `against`'s, with 95 % intervals.
+
+    `agreement` is the share of all frames' pixels as in edgeseg's masks. Where it did not run, `missing` says why.
+    """
+
+    name: str
+    includes: str
+    against: str
+    runtime: str = ""
+    ms: float = 0.0
+    interval: Interval = (0.0, 0.0)
+    ratio: float = 0.0
+    ratio_interval: Interval = (0.0, 0.0)
+    agreement: float | None = None
+    quantized: int | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All rows of one run; `stages_ms` are edgeseg's own (preprocess, network, decode), `noise` what makes it doubtful.
+
+    `whole_by_network` is edgeseg's whole frame by OpenVINO's inference alone.
+    """
+
+    network: str
+    frames: str
+    rows: tuple[Row, ...]
+    stages_ms: tuple[float, float, float]
+    whole_by_network: float
+    whole_by_network_interval: Interval
+    noise: tuple[str, ...]
+    app: App | None
+    app_missing: str
+
+
+@click.command()
+@click.option(
+    "--bundle", "path", type=click.Path(path_type=Path), default=EMBEDDED, help="The embedded one if left out."
+)
+@click.option("--output-stride", type=int, default=16, show_default=True)
+@click.option("--precision", type=click.Choice(["int8", "fp32"]), default="int8", show_default=True)
+@click.option("--frame", type=SizeType(), default="1080x1920", show_default=True)
+@click.option("--images", "folder", type=click.Path(path_type=Path), help="Folder of photos; drawn scenes if left out.")
+@click.option("--peers", type=click.Path(path_type=Path), metavar="PYTHON", help="Of an environment with Model API.")
+@click.option("--weights", type=click.Path(path_type=Path), help="The bundle's checkpoint: torch joins, in fp32.")
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, show_default=True, help="Of the network; 0: as they choose."
+)
+@click.option("--rounds", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--blocks", type=click.IntRange(0), default=12, show_default=True, help="Of benchmark_app; 0: without.")
+@click.option("--json", "as_json", is_flag=True)
+def main(as_json: bool, **options: Any) -> None:
+    with status() as tell:
+        found = compare(tell=tell, **options)
+    click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else table(found))
+
+
+def compare(
+    *,
+    path: Path,
+    output_stride: int,
+    precision: Literal["int8", "fp32"],
+    frame: Size,
+    folder: Path | None = None,
+    peers: Path | None = None,
+    weights: Path | None = None,
+    threads: int = 0,
+    rounds: int = 100,
+    blocks: int = 12,
+    tell: Callable[[str], None] = lambda step: None,
+) -> Comparison:
+    """Run everything that is here; raises BundleError for a variant that the bundle lacks, BackendError, InputError."""
+    bundle = Bundle.open(path)
+    pictures = frames_of(frame, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        specs = contenders(bundle, output_stride, precision, pictures, Path(temporary), peers, weights, threads)
+        ran, missing = race(specs[1:], rounds, tell)
+        app, app_missing = None, "not asked for"
+        if blocks:
+            session = specs[0]
+            graph, batch = Path(session.settings["graph"]), Path(session.settings["batch"])
+            try:
+                app, app_missing = against_benchmark_app(session, graph, batch, threads, blocks, rounds, tell), ""
+            except EdgesegError as error:
+                app_missing = str(error)
+    height, width = bundle.manifest.preprocess.input_size
+    kind = "drawn scenes" if folder is None else "photos"
+    whole, interval = ratio(ran[OURS].ns, ran[NETWORK].ns) if NETWORK in ran else (0.0, (0.0, 0.0))
+    return Comparison(
+        network=f"{bundle.manifest.name}, output stride {output_stride}, {precision}, {height}x{width}",
+        frames=f"{frame[0]}x{frame[1]}, {len(pictures)} {kind}, {rounds} rounds",
+        rows=tuple(_row(spec, ran, missing) for spec in specs[1:]),
+        stages_ms=_stages(ran[OURS]),
+        whole_by_network=whole,
+        whole_by_network_interval=interval,
+        noise=spread([one.ns for one in ran.values()]).reasons,
+        app=app,
+        app_missing=app_missing,
+    )
+
+
+def table(found: Comparison) -> str:
+    """The comparison in lines for a terminal."""
+    lines = [f"{found.network}; frames {found.frames}"]
+    for row in found.rows:
+        if row.missing:
+            lines.append(f"{row.name:<{_WIDTH}} not run: {row.missing}")
+            continue
+        line = f"{row.name:<{_WIDTH}} {row.ms:8.2f} ms {_between(row.interval):<18}"
+        if row.against != row.name:
+            line += f" {row.ratio:6.2f} {_between(row.ratio_interval):<14} of {row.against}"
+        about = [row.includes, row.runtime]
+        if row.quantized is not None:
+            about.append(f"{row.quantized} convolutions in int8")
+        if row.agreement is not None and row.name != OURS:
+            about.append(f"{row.agreement:.2%} of pixels as {OURS}")
+        lines += [line.rstrip(), "    " + "; ".join(about)]
+    stages = "preprocess {:.2f}, network {:.2f}, decode {:.2f} ms".format(*found.stages_ms)
+    whole = f"{found.whole_by_network:.3f} {_between(found.whole_by_network_interval, 3)}"
+    lines.append(f"{OURS}: {stages}; whole frame / {NETWORK} {whole}")
+    lines += [f"benchmark_app: not run: {found.app_missing}"] if found.app is None else _app_lines(found.app)
+    return "\n".join([*lines, *(f"noise: {reason}" for reason in found.noise)])
+
+
+def _app_lines(app: App) -> list[str]:
+    ours = f"{statistics.median(app.ours_ms):.2f} ms"
+    theirs = f"{statistics.median(app.theirs_ms):.2f} ms"
+    return [
+        f"network only, {len(app.ours_ms)} blocks: edgeseg's session {ours}, benchmark_app {theirs}, block by block "
+        f"{app.ratio:.3f} {_between(app.interval, 3)}",
+        f"    benchmark_app ran with {app.settings}",
+        f"    as it comes it says {app.default_ms:.2f} ms, with {app.default_settings}",
+    ]
+
+
+def _row(spec: Spec, ran: dict[str, Ran], missing: dict[str, str]) -> Row:
+    if spec.name not in ran:
+        return Row(spec.name, spec.includes, spec.against, missing=missing[spec.name])
+    one, ours = ran[spec.name], np.array(ran[OURS].masks)
+    against = spec.against if spec.against in ran else OURS
+    times, between = ratio(one.ns, ran[against].ns)
+    low, high = median_interval(one.ns)
+    return Row(
+        name=spec.name,
+        includes=spec.includes,
+        against=against,
+        runtime=one.runtime,
+        ms=statistics.median(one.ns) / 1e6,
+        interval=(low / 1e6, high / 1e6),
+        ratio=times,
+        ratio_interval=between,
+        agreement=None if one.masks is None else float(np.mean(np.array(one.masks) == ours)),
+        quantized=one.quantized,
+    )
+
+
+def _stages(ran: Ran) -> tuple[float, float, float]:
+    preprocess, network, decode = (float(value) / 1e6 for value in np.median(np.array(ran.stages), axis=0))
+    return preprocess, network, decode
+
+
+def _between(interval: Interval, places: int = 2) -> str:
+    return f"({interval[0]:.{places}f}, {interval[1]:.{places}f})"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EdgesegError as error:
+        raise SystemExit(f"peers: {error}") from error

@@ -1,0 +1,91 @@
+"""OpenVINO's benchmark_app against edgeseg's own session: the network only, block by block in turns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeseg.benchmarks.peers_race import Spec, Worker
+from edgeseg.benchmarks.spread import Interval, ratio
+from edgeseg.errors import BackendError
+from edgeseg.surgery.facts import one_line
+
+_RUN = "import sys; from openvino.tools.benchmark.main import main; sys.exit(main())"
+_TOLD = ("PERFORMANCE_HINT", "OPTIMAL_NUMBER_OF_INFER_REQUESTS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
+_SHORT = {"<Type: 'float32'>": "f32", "<Type: 'bfloat16'>": "bf16", "<Type: 'float16'>": "f16"}
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """Medians in milliseconds by block, of benchmark_app and ours, and ours / its with the 95 % interval.
+
+    `settings` is what benchmark_app ran with by its own words; `default_ms` and `default_settings` are of one run as it
+    comes, which is made for throughput.
+    """
+
+    theirs_ms: tuple[float, ...]
+    ours_ms: tuple[float, ...]
+    ratio: float
+    interval: Interval
+    settings: str
+    default_ms: float
+    default_settings: str
+
+
+def against_benchmark_app(
+    session: Spec, graph: Path, batch: Path, threads: int, blocks: int, iterations: int, tell: Callable[[str], None]
+) -> App:
+    """Let benchmark_app (this environment's) and a `session` worker run `iterations` each, in turns, `blocks` times.
+
+    Both synchronously on the same prepared batch, in f32 where the graph is not quantized, for the least latency.
+    Raises BackendError where either fails.
+    """
+    wanted = ["-hint", "latency"]
+    if threads:  # its own rule: the hint and the number of threads exclude each other
+        wanted = ["-hint", "none", "-api", "sync", "-nstreams", "1", "-nthreads", str(threads)]
+    wanted += ["-infer_precision", "f32"]
+    theirs, ours, settings = [], [], ""
+    with tempfile.TemporaryDirectory() as folder, Worker(session, Path(folder)) as worker:
+        worker.ask(f"block {iterations}")
+        for block in range(blocks):
+            tell(f"benchmark_app, block {block + 1} of {blocks}")
+            median, settings = _benchmark_app(graph, batch, [*wanted, "-niter", str(iterations)], Path(folder))
+            theirs.append(median)
+            elapsed = sorted(worker.ask(f"block {iterations}")["ns"])
+            ours.append(elapsed[len(elapsed) // 2] / 1e6)
+        default, told = _benchmark_app(graph, batch, ["-niter", str(iterations)], Path(folder))
+    middle, interval = ratio(ours, theirs)
+    return App(tuple(theirs), tuple(ours), middle, interval, settings, default, told)
+
+
+def _benchmark_app(graph: Path, batch: Path, options: list[str], folder: Path) -> tuple[float, str]:
+    """Its median latency in milliseconds, and the settings it reports."""
+    report = folder / "benchmark_report.json"
+    report.unlink(missing_ok=True)
+    shared: list[str | Path] = [
+        "-m",
+        graph,
+        "-d",
+        "CPU",
+        "-i",
+        batch,
+        "-report_type",
+        "no_counters",
+        "-json_stats",
+        "-report_folder",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, *shared, folder, *options], capture_output=True, text=True, check=False
+    )
+    if done.returncode or not report.exists():
+        told = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise BackendError(f"benchmark_app fails: {one_line(told[-1] if told else 'no message')}")
+    lines = [line.removeprefix("[ INFO ]").strip().partition(": ") for line in done.stdout.splitlines()]
+    found = {key: _SHORT.get(value, value) for key, _, value in lines if key in _TOLD}
+    median = json.loads(report.read_text(encoding="utf-8"))["execution_results"]["latency (ms)"]
+    return float(median), ", ".join(f"{key} {found[key]}" for key in _TOLD if key in found)

@@ -1,0 +1,107 @@
+"""Who takes part in the peers' comparison, what each includes, and the frames that all of them get."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from edgeseg import images
+from edgeseg.benchmarks.peers_graph import usual_graph
+from edgeseg.benchmarks.peers_race import Spec
+from edgeseg.bundle import Bundle
+from edgeseg.errors import InputError
+from edgeseg.preprocess import Preprocessor
+from edgeseg.scene import street_scene
+from edgeseg.types import Image, Size
+
+OURS = "edgeseg, OpenVINO"
+NETWORK = "OpenVINO alone"
+_OURS_ORT = "edgeseg, ONNX Runtime"
+_MODEL_API = (
+    ("Model API", False, True, False),
+    ("Model API, no soft prediction", False, False, False),
+    ("Model API, no soft prediction, frame size told", False, False, True),
+    ("Model API, own settings", True, True, False),
+    ("Model API, own settings, no soft prediction", True, False, False),
+)
+"""Name; its own configuration of OpenVINO or edgeseg's; whether it gives scores; whether it knows the frames' size."""
+_FRAMES = 8
+_PEERS = "pip install openvino-model-api in an environment, and give its Python as --peers"
+
+
+def frames_of(size: Size, folder: Path | None) -> list[Image]:
+    """Photos from all over a folder, enlarged to `size`, or drawn scenes; raises InputError where it has none."""
+    if folder is None:
+        return [street_scene(seed, size)[0] for seed in range(_FRAMES // 2)]
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: give one with photos")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in images.SUFFIXES)
+    if not paths:
+        raise InputError(f"{folder} holds no images: give a folder with photos")
+    chosen = paths[:: max(1, len(paths) // _FRAMES)][:_FRAMES]
+    return [np.asarray(cv2.resize(images.read(path), (size[1], size[0])), np.uint8) for path in chosen]
+
+
+def contenders(
+    bundle: Bundle,
+    output_stride: int,
+    precision: Literal["int8", "fp32"],
+    pictures: list[Image],
+    folder: Path,
+    peers: Path | None,
+    weights: Path | None,
+    threads: int,
+) -> list[Spec]:
+    """edgeseg's session, for benchmark_app; then the contenders, edgeseg first."""
+    manifest = bundle.manifest
+    variant = bundle.variant(output_stride, precision, "cpu" if precision == "int8" else "float")
+    model = bundle.model(variant)
+    usual = usual_graph(model, manifest.preprocess, folder / "usual.onnx")
+    preprocessor = Preprocessor(manifest.preprocess)
+    frames, batches, batch = (folder / f"{name}.npy" for name in ("frames", "batches", "batch"))
+    np.save(frames, np.stack(pictures))
+    np.save(batches, np.stack([preprocessor.prepare(one).copy() for one in pictures]))
+    np.save(batch, preprocessor.prepare(pictures[0]))
+    shared = {
+        "bundle": str(bundle.path),
+        "output_stride": output_stride,
+        "precision": precision,
+        "threads": threads,
+        "graph": str(model.path),
+        "usual": str(usual.path),
+        "size": usual.size,
+        "mean": usual.mean,
+        "std": usual.std,
+        "frame": pictures[0].shape[:2],
+        "frames": str(frames),
+        "batch": str(batch),
+    }
+
+    def spec(name: str, includes: str, against: str, kind: str, **more: Any) -> Spec:
+        return Spec(name, includes, against, {**shared, "kind": kind, **more})
+
+    exact, nearest = "resize, network, exact mask", "resize, network, argmax of its output, enlarged by nearest"
+    found = [
+        spec("session", "", "", "session", backend="openvino", frames=str(batches)),
+        spec(OURS, exact, OURS, "edgeseg", backend="openvino"),
+        spec(NETWORK, "the network on a prepared batch", OURS, "openvino", frames=str(batches)),
+    ]
+    for number, (name, own, soft, static) in enumerate(_MODEL_API):
+        about = {"own": own, "soft": soft, "static": static, "saved": str(folder / f"api{number}.xml")}
+        about |= {"labels": [one.name for one in manifest.classes]}
+        includes = f"{nearest}; scores likewise" if soft else nearest
+        one = spec(name, includes, OURS, "model_api", **about)
+        found.append(dataclasses.replace(one, python=peers, needs=_PEERS))
+    found.append(spec(_OURS_ORT, exact, _OURS_ORT, "edgeseg", backend="ort"))
+    numpy = "cv2.resize, normalise in numpy, network, cv2.resize of scores, argmax"
+    found.append(spec("ONNX Runtime and numpy", numpy, _OURS_ORT, "onnxruntime"))
+    if weights is not None:
+        about = {"weights": str(weights), "unit_mean": manifest.preprocess.mean, "unit_std": manifest.preprocess.std}
+        torch = "resize, normalise, network in fp32, interpolate, argmax"
+        found.append(spec("torch, eager", torch, OURS, "torch", compiled=False, **about))
+        found.append(spec("torch.compile", torch, OURS, "torch", compiled=True, **about))
+    return found

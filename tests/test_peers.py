@@ -1,0 +1,119 @@
+"""The peers' comparison: everyone computes the same network, takes turns, and who is absent is said with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+from edgeseg import EMBEDDED
+from edgeseg.benchmarks.peers import NETWORK, OURS, Comparison, compare, table
+from edgeseg.benchmarks.peers_contenders import frames_of
+from edgeseg.benchmarks.peers_graph import IMAGE, usual_graph
+from edgeseg.benchmarks.peers_race import Spec, Worker, race
+from edgeseg.bundle import Bundle
+from edgeseg.errors import BackendError, InputError
+from edgeseg.surgery.onnx_file import read_onnx
+from edgeseg.testing import TINY, street_scene
+from edgeseg.types import Encoding, Precision
+
+FRAME = (135, 240)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Comparison:
+    return compare(path=TINY, output_stride=16, precision="fp32", frame=FRAME, threads=1, rounds=2, blocks=1)
+
+
+@pytest.mark.parametrize(("precision", "encoding"), [("fp32", "float"), ("int8", "cpu")])
+def test_the_usual_graph_is_the_same_network(precision: Precision, encoding: Encoding, tmp_path: Path) -> None:
+    bundle = Bundle.open(EMBEDDED)
+    model = bundle.model(bundle.variant(32, precision, encoding))
+    usual = usual_graph(model, bundle.manifest.preprocess, tmp_path / "usual.onnx")
+    pixels = street_scene(3, usual.size)[0]
+    image = (pixels.astype(np.float32) - np.float32(usual.mean)) / np.float32(usual.std)
+    feeds = {model.path: {"pixels": pixels[None]}, usual.path: {IMAGE: image.transpose(2, 0, 1)[None]}}
+    wanted, found = (onnxruntime.InferenceSession(path).run(None, feed)[0] for path, feed in feeds.items())
+    assert np.abs(found - wanted).max() <= (0 if precision == "int8" else 1e-4)
+
+
+def test_a_graph_of_another_front_is_refused(tmp_path: Path) -> None:
+    bundle = Bundle.open(TINY)
+    model = bundle.model(bundle.variant(16, "fp32"))
+    graph = read_onnx(model.path)
+    next(node for node in graph.graph.node if node.op_type == "Mul").op_type = "Div"
+    onnx.save(graph, tmp_path / "other.onnx")
+    with pytest.raises(InputError, match=r"begins with Cast, Transpose, Div, Add: only graphs that edgeseg wrote"):
+        usual_graph(
+            dataclasses.replace(model, path=tmp_path / "other.onnx"), bundle.manifest.preprocess, tmp_path / "u"
+        )
+
+
+def test_everyone_here_runs_and_agrees(tiny: Comparison) -> None:
+    rows = {row.name: row for row in tiny.rows}
+    ran = {name for name, row in rows.items() if not row.missing}
+    assert ran >= {OURS, NETWORK, "edgeseg, ONNX Runtime", "ONNX Runtime and numpy"}
+    assert rows[OURS].ratio == rows[OURS].agreement == 1
+    assert rows[NETWORK].agreement is None
+    assert rows[NETWORK].quantized == 0
+    assert rows["edgeseg, ONNX Runtime"].agreement > 0.9999
+    assert rows["ONNX Runtime and numpy"].agreement > 0.999  # cv2 rounds its weights otherwise
+    assert all(row.interval[0] <= row.ms <= row.interval[1] for row in tiny.rows if not row.missing)
+    assert tiny.whole_by_network == pytest.approx(1 / rows[NETWORK].ratio, rel=0.5)  # medians of two rounds
+    text = table(tiny)
+    assert all(row.name in text for row in tiny.rows)
+    assert "noise: " in text
+
+
+def test_model_api_that_is_not_here_is_told(tiny: Comparison) -> None:
+    if importlib.util.find_spec("model_api"):
+        pytest.skip("openvino-model-api is installed here")
+    missing = [row.missing for row in tiny.rows if row.name.startswith("Model API")]
+    assert len(missing) == 5
+    assert all("No module named 'model_api' (pip install openvino-model-api" in why for why in missing)
+
+
+def test_benchmark_app_runs_the_same_graph_with_the_same_settings(tiny: Comparison) -> None:
+    assert tiny.app is not None, tiny.app_missing
+    assert tiny.app.theirs_ms[0] > 0
+    assert tiny.app.ours_ms[0] > 0
+    assert "INFERENCE_NUM_THREADS 1, INFERENCE_PRECISION_HINT f32" in tiny.app.settings
+    assert "PERFORMANCE_HINT THROUGHPUT" in tiny.app.default_settings
+
+
+def test_model_api_runs_the_same_quantized_network() -> None:
+    python = os.environ.get("EDGESEG_PEERS")
+    if not python:
+        pytest.skip("no peers: set EDGESEG_PEERS to the Python of an environment with openvino-model-api")
+    found = compare(
+        path=EMBEDDED, output_stride=32, precision="int8", frame=FRAME, peers=Path(python), rounds=1, blocks=0
+    )
+    rows = {row.name: row for row in found.rows}
+    api = [row for name, row in rows.items() if name.startswith("Model API")]
+    assert [row.missing for row in api] == [""] * 5
+    assert {row.quantized for row in api} == {rows[NETWORK].quantized}
+    assert all(0.9 < row.agreement < 1 for row in api)  # its mask is enlarged from the network's output by nearest
+
+
+def test_a_worker_that_fails_is_one_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "frames.npy", np.zeros((1, 8, 8, 3), np.uint8))
+    settings = {"kind": "openvino", "frames": str(tmp_path / "frames.npy"), "graph": "none.onnx", "threads": 1}
+    with pytest.raises(BackendError, match=r"^alone fails: [^\n]+ \(get it\)$"):
+        Worker(Spec("alone", "", "", settings, needs="get it"), tmp_path)
+    with pytest.raises(BackendError, match=r"alone: cannot start .*none: No such file"):
+        race([Spec("alone", "", "", settings, python=tmp_path / "none")], 1, lambda step: None)
+
+
+def test_frames_of_a_folder_without_images(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no images"):
+        frames_of(FRAME, tmp_path)
+    with pytest.raises(InputError, match="no folder"):
+        frames_of(FRAME, tmp_path / "none")
