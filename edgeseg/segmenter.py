@@ -20,6 +20,7 @@ from edgeseg.manifest import ClassInfo, Manifest, Variant
 from edgeseg.pipeline import pipelined
 from edgeseg.preprocess import Preprocessor, check_gpu_frame, on_gpu
 from edgeseg.result import Segmentation
+from edgeseg.tiling import Network, Rows, RowsOut, Track, segment_tiles
 from edgeseg.types import Batch, Color, Image, Logits, Size, StageTimes
 
 _REMEMBERED = 512
@@ -144,7 +145,43 @@ class Segmenter:
         times = StageTimes(
             (network_begin - begin) // each, network_end - network_begin, (end - network_end) // each, end - begin
         )
+        self._history.extend([times] * each)
         return [self._result(one, times, color) for one in decoded]
+
+    def tiled(
+        self,
+        image: Rows,
+        *,
+        overlap: int | None = None,
+        scale: float = 1.0,
+        color: Color = "rgb",
+        confidence: bool = False,
+        counts: bool = False,
+        unknown_below: float | None = None,
+        threshold: float = 0.5,
+        out: RowsOut | None = None,
+        track: Track = iter,
+    ) -> Segmentation:
+        """Segment an image of any size at its own resolution, in tiles of the network's input size; see `tiling`.
+
+        `image` is a numpy array, or whatever gives its rows as `image[top:bottom]` (memmap, zarr, h5py); `out`, where
+        given, takes the class map's rows likewise and becomes the result's. Neighbouring tiles lie over each other by
+        `overlap` pixels or more (None: half a tile), and their logits are blended there. `scale` resizes the
+        image for the network, to the nearest that makes a cell of the logits whole pixels. `track` shows progress
+        (`track=tqdm`). Other options as for one frame. Raises InputError and BackendError.
+        """
+        decoded, times = segment_tiles(
+            Network(self._manifest, self.variant, self._run),
+            image,
+            out,
+            color=color,
+            overlap=overlap,
+            scale=scale,
+            wants=self._wants(confidence, counts, unknown_below, threshold),
+            threads=_DECODE_THREADS,
+            track=track,
+        )
+        return self._result(decoded, times, color)
 
     def __repr__(self) -> str:
         height, width = self.input_size
@@ -218,7 +255,12 @@ class Segmenter:
         decoded = self._decode(logits[0], frame, preprocessor, wants)
         end = time.perf_counter_ns()
         times = StageTimes(prepared - begin, network_ns, end - inferred, end - begin)
+        self._history.append(times)
         return self._result(decoded, times, color)
+
+    def _run(self, batch: Batch) -> Logits:
+        with self._network:
+            return self._open_session().run(batch)
 
     def _on_gpu(self, frame: Image, color: Color) -> Batch:
         if not self._open_session().reads_gpu:
@@ -249,6 +291,5 @@ class Segmenter:
         return decode(logits, size, grid=grid, wants=wants, threads=threads)
 
     def _result(self, decoded: Decoded, times: StageTimes, color: Color) -> Segmentation:
-        self._history.append(times)
         counts = None if decoded.counts is None else self._labels.named(decoded.counts)
         return Segmentation(decoded.class_map, self._labels.classes, times, decoded.confidence, counts, color)

@@ -439,14 +439,21 @@ def test_an_engine_tuned_otherwise_serves(install: Callable[..., Any], tmp_path:
 def test_ctrl_c_ends_a_build(install: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install("10.3")
     handler = signal.getsignal(signal.SIGINT)
+    asked: list[str] = []
+
+    def interrupt(step: str) -> None:
+        asked.append(step)
+        if len(asked) == 2:  # the first one is told before the build; a second Ctrl-C would end the process
+            os.kill(os.getpid(), signal.SIGINT)
 
     @contextlib.contextmanager
     def interrupting() -> Iterator[Callable[[str], None]]:
-        yield lambda step: os.kill(os.getpid(), signal.SIGINT) if step.endswith("1/3") or "1/" in step else None
+        yield interrupt
 
     monkeypatch.setattr("edgeseg.backends.trt.status", interrupting)
     with pytest.raises(KeyboardInterrupt):
         edgeseg.load(TINY, backend="tensorrt", device="gpu", cache=tmp_path)
+    assert len(asked) == 2  # it went no further
     assert not engines(tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -481,11 +488,11 @@ def test_without_tensorrt_the_install_line(monkeypatch: pytest.MonkeyPatch, caps
 def test_a_broken_tensorrt_is_said_so(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt.py").write_text(content)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # so that what is imported below is gone afterwards
+    del sys.modules["tensorrt"]
     monkeypatch.setenv("EDGESEG_TENSORRT", "tensorrt")
     with pytest.raises(BackendMissing, match=r"the package tensorrt is here but cannot be used \(.*\): "):
         edgeseg.load(TINY, backend="tensorrt")
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     monkeypatch.setenv("EDGESEG_TENSORRT", "yes")
     with pytest.raises(BackendError, match="EDGESEG_TENSORRT is 'yes': set it to tensorrt or tensorrt_rtx"):
         edgeseg.load(TINY, backend="tensorrt")
