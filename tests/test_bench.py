@@ -142,13 +142,13 @@ def test_a_slow_segmenter_misses_frames_and_always_takes_the_newest() -> None:
     found = fixed_rate(slow, frames, 100, 0.5)  # type: ignore[arg-type]
     assert found.frames == 50
     assert found.missed == 50 - len(found.age_ns) == 50 - len(slow.seen)
-    assert 30 <= found.missed < 50  # of four frames three, or more where the machine is busy
+    assert 30 <= found.missed < 50  # of four frames three, or more where the machine is busy, which ages show too
     assert slow.seen == sorted(set(slow.seen))
     assert min(found.age_ns) >= 35e6  # and what it waited for the one before, up to a period
-    assert np.median(found.age_ns) < 35e6 + 1.5 * 10e6
-    fast = fixed_rate(Sleeper(0.001), frames, 20, 0.25)  # type: ignore[arg-type]
-    assert (fast.frames, fast.missed) == (5, 0)
-    assert 1e6 <= np.median(fast.age_ns) < 40e6
+    fast = fixed_rate(Sleeper(0.001), frames, 10, 0.5)  # type: ignore[arg-type]
+    assert fast.frames == 5
+    assert fast.missed <= 2  # none but for pauses of a tenth of a second
+    assert min(fast.age_ns) >= 1e6
 
 
 def test_a_cold_start_is_measured_in_processes_of_their_own() -> None:

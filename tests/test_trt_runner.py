@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
 import functools
 import gc
 import json
-import os
-import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -436,26 +434,39 @@ def test_an_engine_tuned_otherwise_serves(install: Callable[..., Any], tmp_path:
     assert not load().kept.found
 
 
-def test_ctrl_c_ends_a_build(install: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install("10.3")
-    handler = signal.getsignal(signal.SIGINT)
-    asked: list[str] = []
+INTERRUPTED = """
+import contextlib, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs begin with it ignored
+sys.path.insert(0, sys.argv[1])
+from tests.fake_tensorrt import fake_tensorrt
+from edgeseg.backends import trt
+from edgeseg.cli import main
+told = []
 
-    def interrupt(step: str) -> None:
-        asked.append(step)
-        if len(asked) == 2:  # the first one is told before the build; a second Ctrl-C would end the process
-            os.kill(os.getpid(), signal.SIGINT)
+def interrupt(step):
+    told.append(step)
+    if len(told) == 2:  # the first is told before the build
+        os.kill(os.getpid(), signal.SIGINT)
 
-    @contextlib.contextmanager
-    def interrupting() -> Iterator[Callable[[str], None]]:
-        yield interrupt
+@contextlib.contextmanager
+def status():
+    yield interrupt
 
-    monkeypatch.setattr("edgeseg.backends.trt.status", interrupting)
-    with pytest.raises(KeyboardInterrupt):
-        edgeseg.load(TINY, backend="tensorrt", device="gpu", cache=tmp_path)
-    assert len(asked) == 2  # it went no further
+trt.status = status
+sys.modules["tensorrt"] = fake_tensorrt("10.3", os.environ["EDGESEG_CUDART"])
+code = main(["compile", sys.argv[2], "--backend", "tensorrt", "--cache", sys.argv[3]])
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+sys.exit(code if len(told) == 2 else f"it went on: {told}")
+"""
+
+
+def test_ctrl_c_ends_a_build(fake_cudart: Path, tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, root, str(TINY), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "edgeseg: interrupted")
     assert not engines(tmp_path)
-    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_the_threads_gpu_is_left_as_it_was(
