@@ -19,6 +19,7 @@ from edgeseg.inspection.report import inspect
 from edgeseg.loading import choose_stride, device_kind, load, plan_for
 from edgeseg.manifest import Variant
 from edgeseg.preprocess import Preprocessor
+from edgeseg.segmenter import Segmenter
 from edgeseg.types import Image, Precision
 
 Cache = str | Path | Literal["auto"] | None
@@ -74,19 +75,24 @@ def grid(
     return tuple(found)
 
 
+def load_configuration(bundle: Bundle, configuration: Configuration, cache: Cache) -> Segmenter:
+    """Exactly this configuration of a bundle; errors as of `load`."""
+    return load(
+        bundle.path,
+        backend=configuration.backend,
+        device=configuration.device,
+        precision=cast(Precision, configuration.precision),
+        output_stride=configuration.output_stride,
+        threads=configuration.threads,
+        cache=cache,
+    )
+
+
 def open_cell(bundle: Bundle, configuration: Configuration, frame: Image, cache: Cache) -> Cell:
     """Load a configuration and its raw runner, and run each once; what fails becomes the cell's `failure`."""
     segmenter = None
     try:
-        segmenter = load(
-            bundle.path,
-            backend=configuration.backend,
-            device=configuration.device,
-            precision=cast(Precision, configuration.precision),
-            output_stride=configuration.output_stride,
-            threads=configuration.threads,
-            cache=cache,
-        )
+        segmenter = load_configuration(bundle, configuration, cache)
         segmenter(frame)
         batch = Preprocessor(bundle.manifest.preprocess).prepare(frame)
         raw = open_raw(bundle.file(segmenter.variant.file), segmenter.info, batch)

@@ -16,7 +16,7 @@ import numpy as np
 from edgeseg._machine import processor
 from edgeseg.benchmarks import quality
 from edgeseg.benchmarks.feed import frames_of
-from edgeseg.benchmarks.grid import Cache, grid
+from edgeseg.benchmarks.grid import Cache, grid, load_configuration
 from edgeseg.benchmarks.results import Accuracy, Configuration
 from edgeseg.benchmarks.sampling import Contender, Goal, sample
 from edgeseg.benchmarks.spread import ratio, spread
@@ -25,7 +25,7 @@ from edgeseg.calibration.certificate import MAX_DROP
 from edgeseg.calibration.datasets import Dataset
 from edgeseg.decode import usable_cpus
 from edgeseg.errors import BackendError, BundleError, InputError
-from edgeseg.loading import EMBEDDED, device_kind, load
+from edgeseg.loading import EMBEDDED, device_kind
 from edgeseg.manifest import MIN_IMAGES, Tuned
 from edgeseg.segmenter import Segmenter
 from edgeseg.types import Image, Precision, Size
@@ -192,15 +192,7 @@ def _open(
     for one in configurations:
         progress(f"opening {one.name}")
         try:
-            segmenter = load(
-                bundle.path,
-                backend=one.backend,
-                device=one.device,
-                precision=cast(Precision, one.precision),
-                output_stride=one.output_stride,
-                threads=one.threads,
-                cache=cache,
-            )
+            segmenter = load_configuration(bundle, one, cache)
         except BackendError as error:
             notes.append(f"{one.name} does not run: {error}")
             continue

@@ -1,4 +1,4 @@
-"""Writing without ever leaving half a file or losing the old one, locking, and hashing."""
+"""Writing without ever leaving half a file or losing the old one, locking, hashing, and where the cache lies."""
 
 from __future__ import annotations
 
@@ -138,3 +138,14 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def cache_home() -> Path:
+    """Where compiled blobs go by default: the platform's cache directory, `edgeseg` inside it."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "edgeseg"

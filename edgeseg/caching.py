@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -60,17 +59,6 @@ class Cleared:
     def bytes(self) -> int:
         """What was set free."""
         return sum(entry.bytes for entry in self.removed)
-
-
-def cache_home() -> Path:
-    """Where compiled blobs go by default: the platform's cache directory, `edgeseg` inside it."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "edgeseg"
 
 
 def entries(folder: Path) -> tuple[CacheEntry, ...]:

@@ -11,8 +11,7 @@ import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from edgeseg import caching
-from edgeseg._files import sha256, write_atomic
+from edgeseg._files import cache_home, sha256, write_atomic
 from edgeseg.backends.base import Backend, BuildOptions, Options, Session
 from edgeseg.bundle import Bundle
 from edgeseg.errors import BackendError, BackendMissing, DeviceError, EdgesegError, GoldenError, InputError
@@ -46,6 +45,8 @@ def open_session(
     with explained(backend, model), graph_for(backend, model, options, blobs) as graph:
         session = backend.open(graph, device, options, blobs)
     if cache and session.kept is not None and not session.kept.found:
+        from edgeseg import caching
+
         caching.prune(cache, keep=blobs)
     if not (self_test and backend.self_test):
         return session
@@ -139,7 +140,7 @@ def cache_folder(cache: str | Path | None) -> Path | None:
     """The cache directory, made if need be; None where there is none, with a warning if it cannot be made."""
     if cache is None:
         return None
-    folder = caching.cache_home() if cache == "auto" else Path(cache)
+    folder = cache_home() if cache == "auto" else Path(cache)
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise InputError(f"the cache {folder} is a file: name a directory")
     try:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,8 +21,10 @@ from edgeseg.manifest import ClassInfo, Manifest, Variant
 from edgeseg.pipeline import pipelined
 from edgeseg.preprocess import Preprocessor, check_gpu_frame, on_gpu
 from edgeseg.result import Segmentation
-from edgeseg.tiling import Network, Rows, RowsOut, Track, segment_tiles
 from edgeseg.types import Batch, Color, Image, Logits, Size, StageTimes
+
+if TYPE_CHECKING:
+    from edgeseg.tiling import Rows, RowsOut, Track
 
 _REMEMBERED = 512
 _THREADED_PIXELS = 4_000_000
@@ -170,6 +173,8 @@ class Segmenter:
         image for the network, to the nearest that makes a cell of the logits whole pixels. `track` shows progress
         (`track=tqdm`). Other options as for one frame. Raises InputError and BackendError.
         """
+        from edgeseg.tiling import Network, segment_tiles
+
         decoded, times = segment_tiles(
             Network(self._manifest, self.variant, self._run),
             image,

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgeseg import caching, registry
+from edgeseg._files import cache_home
 from edgeseg._terminal import Finite
 from edgeseg.caching import CacheEntry
 from edgeseg.errors import InputError
@@ -79,7 +80,7 @@ def clear_command(cache: Path | None, backend: str | None, older_than: float | N
 
 def _folder(cache: Path | None) -> Path:
     if cache is None:
-        return caching.cache_home()
+        return cache_home()
     if not cache.exists():
         raise InputError(f"no cache at {cache}")
     return cache
