@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -57,6 +58,8 @@ GRAPHS: list[tuple[Precision, Encoding]] = [
     ("int8", "tensorrt"),
     ("int8", "tensorrt_fp16"),
 ]
+EVERYTHING = bool(os.environ.get("EDGESEG_EVERYTHING"))
+"""Else the strides that differ from 16 in dilations only are compiled in one form: minutes less in CI."""
 
 
 def exported(name: str, stride: int, *, dynamic_batch: bool = False) -> onnx.ModelProto:
@@ -123,6 +126,10 @@ def shapes_of(built: Built) -> list[tuple[str, str, str, int]]:
 def test_every_network_compiles(name: str, stride: int) -> None:
     """In every form, with batch 1 and any: all that is quantized, and only that, becomes an int8 convolution."""
     graph = exported(name, stride)
+    if stride in (8, 32) and not EVERYTHING:
+        form = written(graph, "int8", "tensorrt")
+        assert int8_convolutions(compiled(form, "int8", "tensorrt")) == quantized(form) != []
+        return
     # the decoder of "plus" resizes to (1, ...) where the batch is fixed: it is exported again
     free = exported(name, stride, dynamic_batch=True) if name == "plus" else with_any_batch(graph)
     for precision, encoding in GRAPHS:
@@ -131,7 +138,7 @@ def test_every_network_compiles(name: str, stride: int) -> None:
         convolutions = sum(node.op_type == "Conv" for node in form.graph.node)
         assert int8_convolutions(built) == quantized(form)
         assert len(quantized(form)) == (convolutions - 1 if precision == "int8" else 0)  # the classifier stays float
-        if stride in (1, 16):
+        if stride in (1, 16) and (EVERYTHING or encoding == "tensorrt"):
             assert compiled(form, precision, encoding).plan == built.plan
         any_batch = written(free, precision, encoding)
         assert int8_convolutions(compiled(any_batch, precision, encoding, max_batch=4)) == quantized(any_batch)
