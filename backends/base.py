@@ -174,7 +174,7 @@ class Backend(ABC):
     default_device: ClassVar[str] = "cpu"
     """The device where none is named."""
     float_precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
-    """What its default device computes a float32 graph in."""
+    """What its default device computes a float32 graph in, bf16 apart."""
 
     @abstractmethod
     def devices(self) -> list[Device]:
@@ -190,6 +190,18 @@ class Backend(ABC):
 
     def refuse_device(self, device: str) -> None:
         """Raise DeviceError where `device` cannot be used, before anything is prepared for it; `open` does so too."""
+
+    def computes_bf16(self, device: str) -> bool:
+        """Whether `device` computes a float32 graph in bfloat16, faster than in float32, if asked to by name."""
+        return False
+
+    def refuse_precision(self, precision: Precision, device: str) -> None:
+        """Raise BackendError, saying what to do, for bf16 where `device` does not compute it."""
+        if precision == "bf16" and not self.computes_bf16(device):
+            raise BackendError(
+                f"backend {self.name} does not compute bf16 on {device} (OpenVINO does on CPUs that have it, as "
+                "AVX512-BF16 or AMX): choose precision fp32"
+            )
 
     def refuse_encoding(self, model: Model) -> None:
         """Raise BackendError, saying why and what to do, unless the model is float or in one of `encodings`."""

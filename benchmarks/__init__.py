@@ -13,6 +13,7 @@ _EXTRAS = {
     "onnxruntime": "export",
     "openvino": "openvino",
     "cv2": "openvino",
+    "mlperf_loadgen": "loadgen",
 }
 
 

@@ -202,7 +202,7 @@ def _miou(
     ):
         found = compare(fp32, int8, labelled, len(bundle.manifest.classes), f"output stride {stride} on {backend}")
     low, high = bootstrap(found, seed=0)
-    before, after = (float(means(counts.sum(axis=1))[1]) for counts in (found.fp32, found.int8))
+    before, after = (float(means(counts.sum(axis=1))[1]) for counts in (found.fp32, found.other))
     return before, after, (round(low, 4), round(high, 4))
 
 

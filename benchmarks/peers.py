@@ -5,8 +5,9 @@ python -m edgeseg.benchmarks.peers --bundle BUNDLE --output-stride 16 --precisio
 Method: every contender in a process of its own, one frame each in turn, in an order drawn anew each round, the others
 asleep; nothing of a turn but its run is timed. OpenVINO and Model API run with edgeseg's configuration (latency hint,
 f32, the same threads), Model API also with its own. Model API and ONNX Runtime get the graph with a float image for
-input, as they expect it, the network behind unchanged. benchmark_app cannot take turns by frame: it and edgeseg's
-session alternate in blocks.
+input, as they expect it, the network behind unchanged. As the mask of Model API is only as fine as the logits, it also
+gets them enlarged in the graph to the network's input size, as most exports have them. benchmark_app cannot take turns
+by frame: it and edgeseg's session alternate in blocks.
 
 --peers is the Python of an environment with openvino-model-api and this environment's version of openvino.
 """
@@ -35,7 +36,7 @@ from edgeseg.bundle import Bundle
 from edgeseg.errors import EdgesegError
 from edgeseg.types import Size
 
-_WIDTH = 46
+_WIDTH = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,12 @@ def _between(interval: Interval, places: int = 2) -> str:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from error
+    except click.Abort as error:
+        click.echo("peers: interrupted", err=True)
+        raise SystemExit(130) from error
     except EdgesegError as error:
         raise SystemExit(f"peers: {error}") from error

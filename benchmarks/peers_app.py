@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,12 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeseg.benchmarks.peers_race import Spec, Worker
+from edgeseg.benchmarks.peers_race import START_S, Spec, Worker
 from edgeseg.benchmarks.spread import Interval, ratio
 from edgeseg.errors import BackendError
 from edgeseg.surgery.facts import one_line
 
-_RUN = "import sys; from openvino.tools.benchmark.main import main; sys.exit(main())"
+_RUN = (  # it ends with its parent
+    "import sys; from edgeseg.benchmarks.peers_worker import commands; commands(); "
+    "from openvino.tools.benchmark.main import main; sys.exit(main())"
+)
 _TOLD = ("PERFORMANCE_HINT", "OPTIMAL_NUMBER_OF_INFER_REQUESTS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
 _SHORT = {"<Type: 'float32'>": "f32", "<Type: 'bfloat16'>": "bf16", "<Type: 'float16'>": "f16"}
 
@@ -51,19 +55,20 @@ def against_benchmark_app(
     wanted += ["-infer_precision", "f32"]
     theirs, ours, settings = [], [], ""
     with tempfile.TemporaryDirectory() as folder, Worker(session, Path(folder)) as worker:
-        worker.ask(f"block {iterations}")
+        seconds = START_S + iterations
+        worker.ask(f"block {iterations}", seconds)
         for block in range(blocks):
             tell(f"benchmark_app, block {block + 1} of {blocks}")
-            median, settings = _benchmark_app(graph, batch, [*wanted, "-niter", str(iterations)], Path(folder))
+            median, settings = _benchmark_app(graph, batch, [*wanted, "-niter", str(iterations)], Path(folder), seconds)
             theirs.append(median)
-            elapsed = sorted(worker.ask(f"block {iterations}")["ns"])
+            elapsed = sorted(worker.ask(f"block {iterations}", seconds)["ns"])
             ours.append(elapsed[len(elapsed) // 2] / 1e6)
-        default, told = _benchmark_app(graph, batch, ["-niter", str(iterations)], Path(folder))
+        default, told = _benchmark_app(graph, batch, ["-niter", str(iterations)], Path(folder), seconds)
     middle, interval = ratio(ours, theirs)
     return App(tuple(theirs), tuple(ours), middle, interval, settings, default, told)
 
 
-def _benchmark_app(graph: Path, batch: Path, options: list[str], folder: Path) -> tuple[float, str]:
+def _benchmark_app(graph: Path, batch: Path, options: list[str], folder: Path, seconds: float) -> tuple[float, str]:
     """Its median latency in milliseconds, and the settings it reports."""
     report = folder / "benchmark_report.json"
     report.unlink(missing_ok=True)
@@ -79,13 +84,19 @@ def _benchmark_app(graph: Path, batch: Path, options: list[str], folder: Path) -
         "-json_stats",
         "-report_folder",
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN, *shared, folder, *options], capture_output=True, text=True, check=False
-    )
+    command, (stdin, ours) = [sys.executable, "-c", _RUN, *shared, folder, *options], os.pipe()
+    try:
+        done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BackendError(f"benchmark_app does not end within {seconds:g} s") from error
+    finally:
+        os.close(stdin)
+        os.close(ours)
     if done.returncode or not report.exists():
-        told = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        lines = (done.stderr + done.stdout).splitlines()
+        told = [line for line in lines if line.strip() and not line.startswith("[ INFO ]")]
         raise BackendError(f"benchmark_app fails: {one_line(told[-1] if told else 'no message')}")
-    lines = [line.removeprefix("[ INFO ]").strip().partition(": ") for line in done.stdout.splitlines()]
-    found = {key: _SHORT.get(value, value) for key, _, value in lines if key in _TOLD}
+    pairs = [line.removeprefix("[ INFO ]").strip().partition(": ") for line in done.stdout.splitlines()]
+    found = {key: _SHORT.get(value, value) for key, _, value in pairs if key in _TOLD}
     median = json.loads(report.read_text(encoding="utf-8"))["execution_results"]["latency (ms)"]
     return float(median), ", ".join(f"{key} {found[key]}" for key in _TOLD if key in found)

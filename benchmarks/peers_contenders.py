@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,19 +17,11 @@ from edgeseg.bundle import Bundle
 from edgeseg.errors import InputError
 from edgeseg.preprocess import Preprocessor
 from edgeseg.scene import street_scene
-from edgeseg.types import Image, Size
+from edgeseg.types import Image, Model, Size
 
 OURS = "edgeseg, OpenVINO"
 NETWORK = "OpenVINO alone"
 _OURS_ORT = "edgeseg, ONNX Runtime"
-_MODEL_API = (
-    ("Model API", False, True, False),
-    ("Model API, no soft prediction", False, False, False),
-    ("Model API, no soft prediction, frame size told", False, False, True),
-    ("Model API, own settings", True, True, False),
-    ("Model API, own settings, no soft prediction", True, False, False),
-)
-"""Name; its own configuration of OpenVINO or edgeseg's; whether it gives scores; whether it knows the frames' size."""
 _FRAMES = 8
 _PEERS = "pip install openvino-model-api in an environment, and give its Python as --peers"
 
@@ -61,6 +54,7 @@ def contenders(
     variant = bundle.variant(output_stride, precision, "cpu" if precision == "int8" else "float")
     model = bundle.model(variant)
     usual = usual_graph(model, manifest.preprocess, folder / "usual.onnx")
+    enlarged = usual_graph(model, manifest.preprocess, folder / "enlarged.onnx", enlarged=True)
     preprocessor = Preprocessor(manifest.preprocess)
     frames, batches, batch = (folder / f"{name}.npy" for name in ("frames", "batches", "batch"))
     np.save(frames, np.stack(pictures))
@@ -76,7 +70,6 @@ def contenders(
         "size": usual.size,
         "mean": usual.mean,
         "std": usual.std,
-        "frame": pictures[0].shape[:2],
         "frames": str(frames),
         "batch": str(batch),
     }
@@ -84,17 +77,17 @@ def contenders(
     def spec(name: str, includes: str, against: str, kind: str, **more: Any) -> Spec:
         return Spec(name, includes, against, {**shared, "kind": kind, **more})
 
-    exact, nearest = "resize, network, exact mask", "resize, network, argmax of its output, enlarged by nearest"
+    exact = "resize, network, exact mask"
     found = [
         spec("session", "", "", "session", backend="openvino", frames=str(batches)),
         spec(OURS, exact, OURS, "edgeseg", backend="openvino"),
         spec(NETWORK, "the network on a prepared batch", OURS, "openvino", frames=str(batches)),
     ]
-    for number, (name, own, soft, static) in enumerate(_MODEL_API):
-        about = {"own": own, "soft": soft, "static": static, "saved": str(folder / f"api{number}.xml")}
-        about |= {"labels": [one.name for one in manifest.classes]}
-        includes = f"{nearest}; scores likewise" if soft else nearest
-        one = spec(name, includes, OURS, "model_api", **about)
+    labels = [one.name for one in manifest.classes]
+    for graph, own, soft in itertools.product((enlarged, usual), (False, True), (True, False)):
+        name, includes = _model_api(model, graph is enlarged, own, soft)
+        files = {"usual": str(graph.path), "saved": str(folder / f"api{len(found)}.xml")}
+        one = spec(name, includes, OURS, "model_api", own=own, soft=soft, labels=labels, **files)
         found.append(dataclasses.replace(one, python=peers, needs=_PEERS))
     found.append(spec(_OURS_ORT, exact, _OURS_ORT, "edgeseg", backend="ort"))
     numpy = "cv2.resize, normalise in numpy, network, cv2.resize of scores, argmax"
@@ -105,3 +98,17 @@ def contenders(
         found.append(spec("torch, eager", torch, OURS, "torch", compiled=False, **about))
         found.append(spec("torch.compile", torch, OURS, "torch", compiled=True, **about))
     return found
+
+
+def _model_api(model: Model, enlarged: bool, own: bool, soft: bool) -> tuple[str, str]:
+    """The name of one way of using Model API, and what it includes."""
+    name = f"Model API, {'enlarged' if enlarged else 'coarse'} logits, {'soft' if soft else 'not soft'}"
+    steps = ["resize", "network", *["its logits enlarged in the graph"] * enlarged]
+    height, width = model.input_size if enlarged else model.logits_shape[1:]
+    steps += [f"argmax at {height}x{width}", "mask enlarged by nearest"]
+    if soft:
+        steps.append("scores likewise")
+    if own:
+        name += ", own settings"
+        steps.append("OpenVINO as Model API sets it")
+    return name, ", ".join(steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -13,6 +14,7 @@ from edgeseg.surgery.onnx_file import read_onnx
 from edgeseg.types import Model, Preprocess, Size
 
 IMAGE = "image"
+_SMALL, _ENLARGED = "logits.small", "logits.enlarged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,11 @@ class UsualGraph:
     std: tuple[float, ...]
 
 
-def usual_graph(model: Model, preprocess: Preprocess, path: Path) -> UsualGraph:
+def usual_graph(model: Model, preprocess: Preprocess, path: Path, *, enlarged: bool = False) -> UsualGraph:
     """Write a graph of batch 1 without what edgeseg puts between the pixels and the first convolution.
+
+    `enlarged` ends it as torchvision, segmentation_models_pytorch and others export their networks: with the logits
+    enlarged to the network's input size, bilinearly in float32, pixel centres at half (align_corners=False).
 
     An int8 graph, where pixels are quantized as they come, gets a QuantizeLinear there, as other quantizers write it:
     the integers are the same. Raises InputError for a graph whose front is none of edgeseg's.
@@ -55,8 +60,20 @@ def usual_graph(model: Model, preprocess: Preprocess, path: Path) -> UsualGraph:
     del graph.node[:], graph.input[:]
     graph.node.extend([*before, *rest])
     graph.input.append(helper.make_tensor_value_info(IMAGE, onnx.TensorProto.FLOAT, (1, 3, *model.input_size)))
+    if enlarged:
+        _enlarge(graph, (1, model.logits_shape[0], *model.input_size))
     onnx.save(proto, path)
     return UsualGraph(path, model.input_size, tuple(mean), tuple(std))
+
+
+def _enlarge(graph: onnx.GraphProto, shape: tuple[int, ...]) -> None:
+    logits = graph.output[0].name
+    for node in graph.node:
+        node.output[:] = [_SMALL if name == logits else name for name in node.output]
+    graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), _ENLARGED))
+    inputs, how = [_SMALL, "", "", _ENLARGED], "half_pixel"
+    graph.node.append(helper.make_node("Resize", inputs, [logits], mode="linear", coordinate_transformation_mode=how))
+    graph.output[0].CopyFrom(helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, shape))
 
 
 def _front(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], str]:

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,8 @@ from edgeseg.surgery.facts import one_line
 from edgeseg.types import ClassMap
 
 WARMUP = 10
+START_S, TURN_S = 300.0, 60.0
+"""How long a worker may take to start or for its first turn, which may compile, and for another."""
 PAUSE_S = 0.005
 """Between turns: threads that still spin after a run are asleep by then, whoever's they are."""
 _SCRIPT = Path(__file__).with_name("peers_worker.py")
@@ -82,23 +85,31 @@ class Worker:
             self._stderr.close()
             raise BackendError(f"{spec.name}: cannot start {command[0]}: {error.strerror}") from error
         try:
-            self.about = self._answer()
-        except BackendError:
+            self.about = self._answer(START_S)
+        except BaseException:
             self.close()
             raise
 
-    def ask(self, command: str) -> dict[str, Any]:
-        """Have it done and wait for the answer; raises BackendError where the process fails."""
+    def ask(self, command: str, seconds: float) -> dict[str, Any]:
+        """Have it done and wait for the answer; raises BackendError where the process fails or takes longer."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # why, `_answer` says
             print(command, file=self._process.stdin, flush=True)
-        return self._answer()
+        return self._answer(seconds)
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        begin, limit = time.monotonic(), threading.Timer(seconds, self._process.kill)
+        limit.daemon = True
+        limit.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            limit.cancel()
         if not line:
             self._process.wait()
+            if time.monotonic() - begin >= seconds:
+                raise BackendError(f"{self._name} does not answer within {seconds:g} s")
             self._stderr.seek(0)
             told = self._stderr.read().decode(errors="replace").strip().splitlines()
             needs = f" ({self._needs})" if self._needs else ""
@@ -108,11 +119,12 @@ class Worker:
 
     def close(self) -> None:
         """End the process; it may not be asked again."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):  # a command that nobody took
+                if pipe is not None:
+                    pipe.close()
         self._stderr.close()
 
     def __enter__(self) -> Worker:
@@ -127,28 +139,37 @@ class Worker:
 def race(specs: Sequence[Spec], rounds: int, tell: Callable[[str], None]) -> tuple[dict[str, Ran], dict[str, str]]:
     """Run every contender once a round, in an order drawn anew each round; the frames one after the other.
 
-    What ran by name, and why the others did not. The first contender must run: raises its BackendError otherwise.
+    What ran by name, and why the others did not: who fails or hangs on the way is left out from there. The first
+    contender must run: raises its BackendError otherwise.
     """
+    missing: dict[str, str] = {}
+
+    def left_out(name: str, error: BackendError) -> None:
+        if name == specs[0].name:
+            raise error
+        missing[name] = str(error)
+
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers: dict[str, Worker] = {}
-        missing: dict[str, str] = {}
-        for number, spec in enumerate(specs):
+        for spec in specs:
             tell(f"starting {spec.name}")
             try:
                 worker = stack.enter_context(Worker(spec, folder))
-                worker.ask("turn 0")  # what fails, fails here and not in the middle of the race
+                worker.ask("turn 0", START_S)  # what fails, fails here and not in the middle of the race
             except BackendError as error:
-                if not number:
-                    raise
-                missing[spec.name] = str(error)
+                left_out(spec.name, error)
             else:
                 workers[spec.name] = worker
-        taken = _turns(workers, rounds, tell)
+        taken = _turns(workers, rounds, tell, left_out)
         found = {}
-        for name, worker in workers.items():
-            path = folder / "masks.npy"
-            made = worker.ask(f"masks {path}")["masks"]
+        for name in taken:
+            worker, path = workers[name], folder / "masks.npy"
+            try:
+                made = worker.ask(f"masks {path}", START_S)["masks"]
+            except BackendError as error:
+                left_out(name, error)
+                continue
             found[name] = Ran(
                 runtime=worker.about["runtime"],
                 quantized=worker.about["quantized"],
@@ -159,15 +180,27 @@ def race(specs: Sequence[Spec], rounds: int, tell: Callable[[str], None]) -> tup
     return found, missing
 
 
-def _turns(workers: Mapping[str, Worker], rounds: int, tell: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:
+def _turns(
+    workers: Mapping[str, Worker],
+    rounds: int,
+    tell: Callable[[str], None],
+    left_out: Callable[[str, BackendError], None],
+) -> dict[str, list[dict[str, Any]]]:
+    """The answers by name, of those who gave all of them."""
     taken: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     rng, order = random.Random(0), list(workers)
     for turn in range(-WARMUP, rounds):
         tell(f"round {turn + 1} of {rounds}" if turn >= 0 else "warming up")
         rng.shuffle(order)
-        for name in order:
+        for name in tuple(order):
             time.sleep(PAUSE_S)
-            answer = workers[name].ask(f"turn {turn % workers[name].about['frames']}")
+            try:
+                answer = workers[name].ask(f"turn {turn % workers[name].about['frames']}", TURN_S)
+            except BackendError as error:
+                left_out(name, error)
+                order.remove(name)
+                del taken[name]
+                continue
             if turn >= 0:
                 taken[name].append(answer)
     return taken

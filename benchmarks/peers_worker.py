@@ -1,18 +1,22 @@
 """One contender in a process of its own, taking its turns by lines on stdin: PYTHON peers_worker.py SETTINGS.json
 
 It also runs in the peers' own environment, so it imports edgeseg only where it is what runs. Answers are JSON lines.
+Ctrl-C is its parent's affair.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +89,6 @@ def _model_api(settings: Settings) -> Contender:
     adapters = import_module("model_api.adapters")
     core = openvino.Core()
     network = core.read_model(settings["usual"])
-    height, width = settings["frame"]
     about = {
         "model_type": "Segmentation",
         "resize_type": "standard",
@@ -95,8 +98,6 @@ def _model_api(settings: Settings) -> Contender:
         "labels": " ".join(label.replace(" ", "_") for label in settings["labels"]),
         "return_soft_prediction": str(settings["soft"]),
     }
-    if settings["static"]:
-        about |= {"input_frame_height": str(height), "input_frame_width": str(width)}
     for key, value in about.items():
         network.set_rt_info(value, ["model_info", key])
     openvino.save_model(network, settings["saved"], compress_to_fp16=False)
@@ -189,7 +190,23 @@ _KINDS: dict[str, Callable[[Settings], Contender]] = {
 }
 
 
-def main(path: str) -> None:
+def commands() -> queue.SimpleQueue[str]:
+    """Lines of stdin as they come; where its other end closes, this process ends, whatever it is doing."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        with open(0, "rb", buffering=0, closefd=False) as stdin:  # a buffer's lock would be in the way at Python's end
+            for line in stdin:
+                lines.put(line.decode())
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+def main(path: str) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lines = commands()
     with open(path, encoding="utf-8") as file:
         settings = json.load(file)
     # Libraries print what they like: the answers have a stdout of their own, everything else goes to stderr.
@@ -202,8 +219,8 @@ def main(path: str) -> None:
     frames = np.load(settings["frames"])
     contender = _KINDS[settings["kind"]](settings)
     answer(runtime=contender.runtime, quantized=contender.quantized, frames=len(frames))
-    for line in sys.stdin:
-        command, *rest = line.split(maxsplit=1)
+    while True:
+        command, *rest = lines.get().split(maxsplit=1)
         if command == "turn":
             begin = time.perf_counter_ns()
             result = contender.run(frames[int(rest[0])])

@@ -1,10 +1,10 @@
-"""What int8 loses on labelled images: fp32 and int8 of one backend side by side, and how sure the difference is."""
+"""What int8 or bf16 loses on labelled images: beside fp32 on one backend, and how sure the difference is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -45,13 +45,13 @@ class LabelledImages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two ways to segment the same images: `fp32` and `int8` are int64 (2, images, classes), see `scoring.overlaps`.
+    """Two ways to segment the same images: `fp32` and `other` are int64 (2, images, classes), see `scoring.overlaps`.
 
     `agreement` float64 (images,) is the share of each image's pixels on which both masks agree.
     """
 
     fp32: Counts
-    int8: Counts
+    other: Counts
     agreement: npt.NDArray[np.float64]
     pixels: npt.NDArray[np.int64]
 
@@ -64,29 +64,31 @@ def measure(
     backend: str,
     device: str = "cpu",
     encoding: Encoding = "cpu",
+    precision: Literal["int8", "bf16"] = "int8",
     limit: float = MAX_DROP,
     seed: int = 0,
     threads: int = 0,
 ) -> Certificate:
     """Run the fp32 and the int8 variant on one backend over all images and state what int8 loses.
 
+    Or with `precision="bf16"` the fp32 variant in both, in the form of a certificate, which it is not: none is written.
     Masks are compared at the labels' size, through the exact decode. `limit` is the loss allowed, in points of mIoU,
     which is written down and not enforced; `seed` draws the bootstrap. The images must not have been used for
     calibration, which the caller sees to. Raises BundleError where a variant is missing, BackendError (GoldenError)
     where the backend cannot run one, InputError where nothing is labelled.
     """
     floats = bundle.variant(output_stride, "fp32")
-    quantized = bundle.variant(output_stride, "int8", encoding)
+    variant = floats if precision == "bf16" else bundle.variant(output_stride, "int8", encoding)
     names = [info.name for info in bundle.manifest.classes]
     with (
         load_variant(bundle, floats, backend=backend, device=device, threads=threads) as fp32,
-        load_variant(bundle, quantized, backend=backend, device=device, threads=threads) as int8,
+        load_variant(bundle, variant, backend=backend, device=device, precision=precision, threads=threads) as other,
     ):
-        runtime = int8.info.runtime
-        found = compare(fp32, int8, images, len(names), f"output stride {output_stride} on {backend}")
+        runtime = other.info.runtime
+        found = compare(fp32, other, images, len(names), f"output stride {output_stride} on {backend}")
     if not found.fp32[1].any():
         raise InputError(f"none of the {len(images.samples)} images has a labelled pixel: give labels")
-    (iou_fp32, miou_fp32), (iou, miou) = means(found.fp32.sum(axis=1)), means(found.int8.sum(axis=1))
+    (iou_fp32, miou_fp32), (iou, miou) = means(found.fp32.sum(axis=1)), means(found.other.sum(axis=1))
     low, high = bootstrap(found, seed)
     worst = int(found.agreement.argmin())
     return Certificate(
@@ -109,7 +111,7 @@ def measure(
     )
 
 
-def compare(fp32: Segmenter, int8: Segmenter, images: LabelledImages, classes: int, label: str = "") -> Comparison:
+def compare(fp32: Segmenter, other: Segmenter, images: LabelledImages, classes: int, label: str = "") -> Comparison:
     """Segment every image twice and count, image by image."""
     rows, agreement, pixels = [], [], []
     with progress(range(len(images.samples)), label) as bar:
@@ -117,7 +119,7 @@ def compare(fp32: Segmenter, int8: Segmenter, images: LabelledImages, classes: i
             frame = images.frame(index)
             size = (frame.shape[0], frame.shape[1])
             wanted = images.label(index, size)
-            masks = [segmenter(frame).class_map for segmenter in (fp32, int8)]
+            masks = [segmenter(frame).class_map for segmenter in (fp32, other)]
             rows.append([overlaps(confusion(mask, wanted, classes)) for mask in masks])
             agreement.append(float(np.mean(masks[0] == masks[1])))
             pixels.append(wanted.size)
@@ -126,9 +128,9 @@ def compare(fp32: Segmenter, int8: Segmenter, images: LabelledImages, classes: i
 
 
 def bootstrap(found: Comparison, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """The 95 % interval of mIoU int8 minus fp32, in points: images drawn with replacement, the same for both."""
-    int8, fp32 = resampled_mious((found.int8, found.fp32), seed, resamples)
-    return interval_of(int8 - fp32)
+    """The 95 % interval of mIoU minus that of fp32, in points: images drawn with replacement, the same for both."""
+    other, fp32 = resampled_mious((found.other, found.fp32), seed, resamples)
+    return interval_of(other - fp32)
 
 
 def resampled_mious(tables: Sequence[Counts], seed: int, resamples: int = RESAMPLES) -> tuple[Percent, ...]:

@@ -48,11 +48,15 @@ class GoldenCheck:
 
 @dataclass(frozen=True, slots=True)
 class LossCheck:
-    """One int8 variant on one backend: the certificate as measured now, or the `failure`, and the bundle's own one."""
+    """One int8 variant on one backend: the certificate as measured now, or the `failure`, and the bundle's own one.
+
+    With `precision` bf16 one of fp32, of which the bundle says nothing.
+    """
 
     variant: Variant
     backend: str
     device: str
+    precision: Precision
     measured: Certificate | None
     recorded: Certificate | None
     failure: str = ""
@@ -91,6 +95,7 @@ def verify(
     *,
     backend: str = "auto",
     device: str = "auto",
+    precision: Precision | None = None,
     max_drop: float = MAX_DROP,
     certify: bool = False,
     seed: int = 0,
@@ -100,10 +105,11 @@ def verify(
     """Check a bundle's hashes, all its golden frames on every backend here, and on labelled images what int8 loses.
 
     `backend="auto"` is every installed one that `load` would try on the device, and for TensorRT's encoding its
-    simulation. `images` are labelled ones that calibration has not seen: `edgeseg.calibration.datasets.open_dataset`
-    opens them, which a folder alone also goes through. `max_drop` is the loss allowed, in points of mIoU. `certify`
-    writes what was measured on `MIN_IMAGES` or more into the bundle's manifest, in place of what is said there. `cache`
-    is as in `load`, and used by backends that build for minutes.
+    simulation. `precision` is the only one to check, None all but bf16, which computes fp32 variants. `images` are
+    labelled ones that calibration has not seen: `edgeseg.calibration.datasets.open_dataset` opens them, which a folder
+    alone also goes through; what bf16 loses is measured on them too. `max_drop` is the loss allowed, in points of mIoU.
+    `certify` writes what was measured on `MIN_IMAGES` or more into the bundle's manifest, in place of what is said
+    there; of int8 only. `cache` is as in `load`, and used by backends that build for minutes.
 
     Raises BundleError for a damaged bundle, BackendError where the named backend, or every one, is missing, InputError
     for images that were used for calibration, have no labels, or are too few to certify. What is beyond its tolerance
@@ -111,6 +117,8 @@ def verify(
     """
     if certify and images is None:
         raise InputError("certify needs labelled images to measure on: give them")
+    if certify and precision not in (None, "int8"):
+        raise InputError(f"certificates are of int8, and precision is {precision}: leave one of them out")
     if not 0 <= max_drop < math.inf:  # NaN is not
         raise InputError(f"max_drop is {max_drop}: give the mIoU points that may be lost, 0 or more")
     bundle = Bundle.open(path)
@@ -119,15 +127,15 @@ def verify(
         images = open_dataset(images, classes=bundle.manifest.classes)
     if images is not None:
         refuse_unfit(bundle, images, used, certify)
-    runs, notes = _runs(bundle, backend, device.lower())
+    runs, notes = _runs(bundle, backend, device.lower(), precision)
     with status() as tell:
         golden = [_golden(bundle, run, threads, cache, tell) for run in runs]
     losses = []
     if images is not None:
         for check in golden:
-            if check.ok and check.variant.precision == "int8":
+            if check.ok and check.precision in ("int8", "bf16"):
                 losses.append(_loss(bundle, images, check, max_drop, seed, threads))
-        if not any(variant.precision == "int8" for variant in bundle.manifest.variants):
+        if precision is None and not any(variant.precision == "int8" for variant in bundle.manifest.variants):
             notes.append("no int8 variant, so no loss to measure: `edgeseg calibrate` makes one")
     if certify and losses:
         for loss in losses:
@@ -157,7 +165,7 @@ class _Run(NamedTuple):
     precision: Precision
 
 
-def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[_Run], list[str]]:
+def _runs(bundle: Bundle, backend: str, device: str, precision: Precision | None) -> tuple[list[_Run], list[str]]:
     """What to check, and what there is to say of variants that are not."""
     if device == "auto":
         device = "cpu" if backend == "auto" else registry.get(backend).default_device
@@ -168,7 +176,7 @@ def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[_Run], list[s
     places = [(name, device) for name in registry.AUTO_ORDER[kind]] if backend == "auto" else [(backend, device)]
     variants = bundle.manifest.variants
     simulated = {v.output_stride for v in variants if v.encoding == "tensorrt"}
-    if backend == "auto" and simulated:
+    if backend == "auto" and simulated and precision != "bf16":
         places.append((SIMULATION, "cpu"))
     runs, notes = list[_Run](), list[str]()
     for name, place in places:
@@ -180,6 +188,11 @@ def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[_Run], list[s
                 raise
             notes.append(f"{name} is not checked: {error}")
             continue
+        if precision == "bf16" and not runtime.computes_bf16(place):
+            if backend != "auto":
+                runtime.refuse_precision(precision, place)
+            notes.append(f"{name} is not checked: it does not compute bf16 on {place}")
+            continue
         strides = set(bundle.output_strides)
         if backend == "auto" and name == SIMULATION:  # for TensorRT's encoding only: the runtimes compute the rest
             wanted, strides = ("float", "tensorrt"), simulated
@@ -187,16 +200,19 @@ def _runs(bundle: Bundle, backend: str, device: str) -> tuple[list[_Run], list[s
             if v.encoding in wanted and v.output_stride in strides:
                 floats = runtime.float_precisions if place == runtime.default_device else ()
                 computed = floats if floats and v.encoding == "float" else (executed_precision(v, place),)
-                runs += [_Run(name, place, v, precision) for precision in computed]
+                if precision == "bf16" and v.encoding == "float":
+                    computed = (precision,)
+                runs += [_Run(name, place, v, one) for one in computed if precision in (None, one)]
     checked = {run.variant.file for run in runs}
     lacking = "no backend here takes" if backend == "auto" else f"{backend} does not take"
     notes += [
         f"{v.file} is not checked: {lacking} the encoding {v.encoding}"
         for v in variants
-        if v.file not in checked and v.encoding != "float"
+        if v.file not in checked and v.encoding != "float" and precision in (None, "int8")
     ]
     if not runs:
-        raise BackendMissing(f"nothing here can run {bundle.path}: {'; '.join(notes)}")
+        told = "; ".join(notes) or f"it has {bundle.contents}, and precision is {precision}"
+        raise BackendMissing(f"nothing here can run {bundle.path}: {told}")
     return runs, notes
 
 
@@ -236,13 +252,14 @@ def _loss(
             backend=check.backend,
             device=check.device,
             encoding=variant.encoding,
+            precision="bf16" if check.precision == "bf16" else "int8",
             limit=max_drop,
             seed=seed,
             threads=threads,
         )
     except (BackendError, BundleError) as error:  # its fp32 variant fails, or is not there
-        return LossCheck(variant, check.backend, check.device, None, recorded, str(error))
-    return LossCheck(variant, check.backend, check.device, measured, recorded)
+        return LossCheck(variant, check.backend, check.device, check.precision, None, recorded, str(error))
+    return LossCheck(variant, check.backend, check.device, check.precision, measured, recorded)
 
 
 def _certified(bundle: Bundle, losses: Sequence[LossCheck]) -> Bundle:

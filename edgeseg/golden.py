@@ -10,7 +10,7 @@ from edgeseg import decode
 from edgeseg.backends.base import Session
 from edgeseg.bundle import Bundle, Golden
 from edgeseg.errors import GoldenError
-from edgeseg.manifest import Manifest, Tolerance, Variant
+from edgeseg.manifest import TOLERANCES, Manifest, Tolerance, Variant
 from edgeseg.types import ClassMap, Logits, Precision
 
 _QUANTIZATION = 2.0
@@ -41,7 +41,7 @@ def compare_golden(
     network loses, its certificate says.
     """
     golden = bundle.golden(variant, index)
-    tolerance = bundle.manifest.golden.tolerances.get(precision, Tolerance(0.0, 1.0))
+    tolerance = bundle.manifest.golden.tolerances.get(precision, TOLERANCES[precision])
     found = session.run(golden.frame[None])[0]
     error, agreement = _distance(golden, found, network_mask(bundle.manifest, found))
     floating = [

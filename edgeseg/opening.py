@@ -40,6 +40,7 @@ def open_session(
     if options.build != BuildOptions() and not backend.builds:
         raise BackendError(f"backend {backend.name} takes no build options: leave them out")
     backend.refuse_device(device)
+    backend.refuse_precision(options.precision, device)
     model = bundle.model(variant)
     blobs = blobs_folder(cache, backend.name, model)
     with explained(backend, model), graph_for(backend, model, options, blobs) as graph:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,11 @@ ClassMap = npt.NDArray[np.uint8]
 Size = tuple[int, int]
 """(height, width) in pixels."""
 Color = Literal["rgb", "bgr"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+"""What a network is computed in. fp16 and bf16 are ways to compute the float32 graph; bf16 is used only by name."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+GraphPrecision = Literal["fp32", "fp16", "int8"]
+"""What a graph is written in."""
 Encoding = Literal["float", "cpu", "tensorrt", "tensorrt_fp16"]
 """How a variant's numbers are written: `float`, or for int8 which Q/DQ dialect.
 
@@ -75,7 +79,7 @@ class Model:
 
     path: Path
     digest: str
-    precision: Precision
+    precision: GraphPrecision
     encoding: Encoding
     input_size: Size
     logits_shape: tuple[int, int, int]

@@ -15,7 +15,7 @@ from edgeseg.compiling import Compiled, compile_bundle
 from edgeseg.errors import InputError
 from edgeseg.loading import EMBEDDED
 from edgeseg.opening import cache_folder
-from edgeseg.types import Precision
+from edgeseg.types import PRECISIONS, Precision
 
 _MB = 1 << 20
 
@@ -31,7 +31,7 @@ _MB = 1 << 20
 @click.option("--for", "targets", metavar="SM,...", help="GPUs by compute capability, not here: TensorRT for RTX.")
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+    type=click.Choice(["auto", *PRECISIONS]),
     default="auto",
     show_default=True,
     help="Arithmetic to run in.",

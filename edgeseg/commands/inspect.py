@@ -19,7 +19,7 @@ from edgeseg.inspection import graphs
 from edgeseg.inspection.report import LayerReport, Report
 from edgeseg.inspection.report import inspect as inspect_graph
 from edgeseg.loading import EMBEDDED
-from edgeseg.types import Size
+from edgeseg.types import PRECISIONS, Size
 
 _CLASSES = 21
 """What a factory's `num_classes` is unless set: PASCAL VOC's, as in the papers."""
@@ -54,9 +54,7 @@ Example: edgeseg inspect edgeseg.models:deeplabv3 --set backbone=mobilenet_v2 --
 @click.option("--runtime", is_flag=True, help="Show instead what runtimes really execute of a bundle, and in int8.")
 @click.option("--backend", help="With --runtime: only this one; every runtime that is here if left out.")
 @click.option("--device", help="With --runtime: cpu (if left out), gpu, npu.")
-@click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "fp16", "int8"]), help="With --runtime: arithmetic to run in."
-)
+@click.option("--precision", type=click.Choice(["auto", *PRECISIONS]), help="With --runtime: arithmetic to run in.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def command(
     what: str | None,

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from edgeseg.loading import EMBEDDED
+from edgeseg.types import PRECISIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,7 +23,7 @@ def runtime_options(command: F) -> F:
         click.option("--backend", default="auto", show_default=True, 
                      help="auto, openvino, ort, tensorrt, simulate, reference or a plug-in."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, gpu, gpu.1, npu, dla.0."),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "int8"]), default="auto",
+        click.option("--precision", type=click.Choice(["auto", *PRECISIONS]), default="auto",
                      show_default=True, help="Arithmetic to run in."),
         click.option("--output-stride", type=int, help="One of the bundle's; finer is more accurate and slower."),
         click.option("--threads", type=int, default=0, metavar="N", 

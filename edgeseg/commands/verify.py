@@ -18,6 +18,7 @@ from edgeseg.calibration.verification import GoldenCheck, LossCheck, Verificatio
 from edgeseg.errors import InputError
 from edgeseg.loading import EMBEDDED
 from edgeseg.manifest import MIN_IMAGES, Certificate
+from edgeseg.types import PRECISIONS, Precision
 
 _LAYOUTS = ["auto", "folders", "camvid", "voc", "cityscapes", "ade20k"]
 _CLASSES = 6
@@ -27,6 +28,7 @@ _CLASSES = 6
 @click.argument("bundle", type=click.Path(path_type=Path), default=EMBEDDED, metavar="[BUNDLE]")
 @click.option("--backend", default="auto", show_default=True, help="Only this one; auto is every one that is here.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, gpu, npu, dla.0.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Only this one; all but bf16 if left out.")
 @click.option("--data", metavar="DIR", help="Labelled images, not used for calibration: measure what int8 loses.")
 @click.option("--labels", metavar="DIR", help="Their labels, where --data is only images.")
 @click.option(
@@ -49,6 +51,7 @@ def command(
     bundle: Path,
     backend: str,
     device: str,
+    precision: Precision | None,
     data: str | None,
     labels: str | None,
     layout: LayoutName,
@@ -75,6 +78,7 @@ def command(
         images,
         backend=backend,
         device=device,
+        precision=precision,
         max_drop=max_drop,
         certify=certify,
         threads=threads,
@@ -104,8 +108,7 @@ def _print(found: Verification, certify: bool) -> None:
 
 def _golden_row(check: GoldenCheck) -> list[str]:
     variant, worst = check.variant, check.worst
-    as_half = " as fp16" if (variant.precision, check.precision) == ("fp32", "fp16") else ""
-    named = [variant.file, variant.encoding + as_half, f"{check.backend} {check.device}"]
+    named = [variant.file, variant.encoding + _computed(check), f"{check.backend} {check.device}"]
     if worst is None:
         return [*named, "", "", f"FAILED: {check.failure}"]
     limit = worst.tolerance
@@ -114,8 +117,12 @@ def _golden_row(check: GoldenCheck) -> list[str]:
     return [*named, logits, mask, "ok" if check.ok else "FAILED"]
 
 
+def _computed(check: GoldenCheck | LossCheck) -> str:
+    return f" as {check.precision}" if check.precision != check.variant.precision else ""
+
+
 def _print_loss(loss: LossCheck) -> None:
-    where = f"{loss.variant.file} on {loss.backend} {loss.device}"
+    where = f"{loss.variant.file}{_computed(loss)} on {loss.backend} {loss.device}"
     certificate = loss.measured
     if certificate is None:
         click.echo(f"{where}: FAILED: {loss.failure}")
@@ -173,6 +180,7 @@ def _report(found: Verification) -> dict[str, Any]:
             "variant": variant.file,
             "output_stride": variant.output_stride,
             "precision": variant.precision,
+            "executed": check.precision,
             "encoding": variant.encoding,
             "backend": check.backend,
             "device": check.device,
@@ -183,9 +191,7 @@ def _report(found: Verification) -> dict[str, Any]:
     return {
         "bundle": str(found.bundle.path),
         "ok": found.ok,
-        "golden": [
-            named(check) | {"executed": check.precision, "worst": _plain(check.worst)} for check in found.golden
-        ],
+        "golden": [named(check) | {"worst": _plain(check.worst)} for check in found.golden],
         "certificates": [
             named(loss) | {"measured": _plain(loss.measured), "recorded": _plain(loss.recorded)}
             for loss in found.losses
