@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import time
@@ -14,7 +15,10 @@ from edgeseg.benchmarks.watch import number, text
 
 _EVERY_S = 0.01
 _TOTAL = re.compile(r"(POM_5V|VDD|VIN)_IN")
-"""The rail of a Jetson that feeds all others, where it has one; else all its rails together are the board."""
+"""The rail of a Jetson that feeds all others, where it has one; else all its rails together are the module."""
+_NOT_ADDED = ("NC", "VDDQ_VDD2_1V8AO")
+"""Not connected; and on AGX Orin the memory's, which VIN_SYS_5V0 feeds (Jetson Linux Developer Guide, "Software-Based
+Power Consumption Modeling")."""
 
 
 class Meter(Protocol):
@@ -22,8 +26,14 @@ class Meter(Protocol):
     def name(self) -> str:
         """What it measures."""
 
-    def millijoules(self, work: Callable[[], object]) -> float:
-        """Run `work` and tell what it took, everything else on the machine included."""
+    def covers(self, device: str) -> bool:
+        """Whether what a network on `device` takes is in it."""
+
+    def millijoules(self, work: Callable[[], object]) -> float | None:
+        """Run `work` and tell what it took, everything else on the machine included.
+
+        None where the files cannot be read any more, or tell nothing but 0, as some virtual machines' do.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,44 +43,65 @@ class _Rapl:
     name: str
     counters: tuple[tuple[Path, int], ...]
 
-    def millijoules(self, work: Callable[[], object]) -> float:
-        before = [number(file) or 0 for file, _ in self.counters]
+    def covers(self, device: str) -> bool:
+        return device == "cpu"  # a graphics card's is not, and which are cards no file here says
+
+    def millijoules(self, work: Callable[[], object]) -> float | None:
+        before = [number(file) for file, _ in self.counters]
         work()
-        after = [number(file) or 0 for file, _ in self.counters]
-        spans = zip(before, after, self.counters, strict=True)
-        return sum((end - start) % (span + 1) for start, end, (_, span) in spans) / 1000
+        after = [number(file) for file, _ in self.counters]
+        total = 0
+        for start, end, (_, span) in zip(before, after, self.counters, strict=True):
+            if start is None or end is None:
+                return None
+            total += (end - start) % (span + 1)
+        return total / 1000 or None
 
 
 @dataclass(frozen=True, slots=True)
 class _Ina:
-    """Rails as pairs of files: milliamperes and millivolts; or one file, milliwatts. Their power is read all along."""
+    """Rails as pairs of files: milliamperes and millivolts; or one file, milliwatts. Their power is read all along.
+
+    Readings come when the reader's thread gets a CPU, so each counts for the time around it.
+    """
 
     name: str
     rails: tuple[tuple[Path, ...], ...]
 
-    def millijoules(self, work: Callable[[], object]) -> float:
-        done, powers = threading.Event(), [self._milliwatts()]
+    def covers(self, device: str) -> bool:
+        return True
+
+    def millijoules(self, work: Callable[[], object]) -> float | None:
+        done, found = threading.Event(), [self._reading()]
 
         def read() -> None:
             while not done.wait(_EVERY_S):
-                powers.append(self._milliwatts())
+                found.append(self._reading())
 
         reader = threading.Thread(target=read, name="edgeseg-power", daemon=True)
-        begin = time.perf_counter()
         reader.start()
         try:
             work()
         finally:
             done.set()
             reader.join()
-        return sum(powers) / len(powers) * (time.perf_counter() - begin)
+        found.append(self._reading())
+        total = 0.0
+        for (before, start), (after, end) in itertools.pairwise(found):
+            if start is None or end is None:
+                return None
+            total += (after - before) * (start + end) / 2
+        return total or None
 
-    def _milliwatts(self) -> float:
+    def _reading(self) -> tuple[float, float | None]:
+        """When, in seconds, and the milliwatts then."""
         total = 0.0
         for rail in self.rails:
-            values = [number(file) or 0 for file in rail]
+            values = [value for file in rail if (value := number(file)) is not None]
+            if len(values) < len(rail):
+                return time.perf_counter(), None
             total += values[0] if len(values) == 1 else values[0] * values[1] / 1000
-        return total
+        return time.perf_counter(), total
 
 
 def find_meter(root: Path = Path("/")) -> Meter | None:
@@ -106,5 +137,5 @@ def _ina(root: Path) -> Meter | None:
             if number(file) is not None:
                 rails[text(label)] = (file,)
     total = [name for name in rails if _TOTAL.fullmatch(name)]
-    chosen = total[:1] or [name for name in rails if name != "NC"]
+    chosen = total[:1] or [name for name in rails if name not in _NOT_ADDED]
     return _Ina("INA3221 " + " + ".join(chosen), tuple(rails[name] for name in chosen)) if chosen else None

@@ -20,7 +20,7 @@ from edgeseg.loading import choose_stride, device_kind, load, plan_for
 from edgeseg.manifest import Variant
 from edgeseg.preprocess import Preprocessor
 from edgeseg.segmenter import Segmenter
-from edgeseg.types import Image, Precision
+from edgeseg.types import PRECISIONS, Image, Precision
 
 Cache = str | Path | Literal["auto"] | None
 """Where compiled networks are kept, as `load` takes it."""
@@ -42,27 +42,30 @@ def grid(
     backends: Sequence[str] | None,
     precisions: Sequence[Precision] | None,
     threads: int,
+    bf16: bool = False,
 ) -> tuple[Configuration, ...]:
     """Every combination that the bundle and the backends' default devices offer.
 
     None: all strides; every backend that is here, but not those that only judge; every precision that the bundle has
-    and the device computes. Raises InputError, BundleError or BackendError where something named is not there.
+    and the device computes, bf16 only with `bf16`. Raises InputError, BundleError or BackendError where something named
+    is not there.
     """
     for name, chosen in (("output_strides", output_strides), ("backends", backends), ("precisions", precisions)):
         if chosen is not None and not chosen:
             raise InputError(f"{name} is empty: name one, or leave it out for all")
     if threads < 0:
         raise InputError(f"threads is {threads}: give 1 or more, or 0 for the runtime's choice")
-    unknown = set(precisions or ()) - {"fp32", "fp16", "int8"}
+    unknown = set(precisions or ()) - set(PRECISIONS)
     if unknown:
-        raise InputError(f"precision is {min(unknown)!r}: choose among fp32, fp16, int8")
+        raise InputError(f"precision is {min(unknown)!r}: choose among {', '.join(PRECISIONS)}")
     strides = [choose_stride(bundle, stride) for stride in output_strides or bundle.output_strides]
     runtimes = _present() if backends is None else [registry.get(name) for name in dict.fromkeys(backends)]
     found, refusals = list[Configuration](), list[EdgesegError]()
     for stride in dict.fromkeys(strides):
         for runtime in runtimes:
-            for precision in dict.fromkeys(precisions or (*runtime.float_precisions, "int8")):
-                device = runtime.default_device
+            device = runtime.default_device
+            faster: tuple[Precision, ...] = ("bf16",) if bf16 and runtime.computes_bf16(device) else ()
+            for precision in dict.fromkeys(precisions or (*runtime.float_precisions, *faster, "int8")):
                 try:
                     plan = plan_for(bundle, stride, runtime, device, precision)
                 except (BackendError, BundleError) as refusal:
@@ -95,7 +98,7 @@ def open_cell(bundle: Bundle, configuration: Configuration, frame: Image, cache:
         segmenter = load_configuration(bundle, configuration, cache)
         segmenter(frame)
         batch = Preprocessor(bundle.manifest.preprocess).prepare(frame)
-        raw = open_raw(bundle.file(segmenter.variant.file), segmenter.info, batch)
+        raw = open_raw(bundle.file(segmenter.variant.file), segmenter.info, batch, segmenter.kept)
         if raw is not None:
             raw()
     except EdgesegError as error:

@@ -82,8 +82,7 @@ def _governors(root: Path) -> set[str]:
 
 
 def _supply(root: Path) -> str:
-    """Laptops slow down on battery."""
-    for supply in sorted((root / "sys/class/power_supply").glob("*/online")):
-        if watch.text(supply.with_name("type")) == "Mains":
-            return "mains" if watch.text(supply) == "1" else "battery"
-    return ""
+    """Laptops slow down on battery; some have two sockets for mains."""
+    supplies = (root / "sys/class/power_supply").glob("*/online")
+    online = {watch.text(supply) for supply in supplies if watch.text(supply.with_name("type")) == "Mains"}
+    return ("mains" if "1" in online else "battery") if online else ""

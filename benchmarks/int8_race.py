@@ -6,21 +6,18 @@ import dataclasses
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import onnxruntime
-import openvino
 
 from edgeseg import registry
-from edgeseg.backends.base import Options
+from edgeseg.backends.base import Options, SessionInfo
 from edgeseg.backends.execution import Execution
-from edgeseg.backends.ort import PROVIDER, session_options
+from edgeseg.benchmarks.raw import Raw, open_raw
 from edgeseg.errors import InputError
-from edgeseg.types import Batch, Image, Logits, Model
+from edgeseg.types import Batch, Image, Model
 
 WARMUP = 10
 
@@ -54,56 +51,13 @@ class Race:
         return Ratio(middle, (low, high))
 
 
-class _Raw(Protocol):
-    """One compiled network; `feed` is not part of what is timed."""
-
-    def feed(self, batch: Batch) -> None: ...
-    def run(self) -> None: ...
-    def logits(self) -> Logits: ...
-
-
-class _OpenVino:
-    def __init__(self, path: Path) -> None:
-        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        self._request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
-
-    def feed(self, batch: Batch) -> None:
-        self._request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
-
-    def run(self) -> None:
-        self._request.infer()
-
-    def logits(self) -> Logits:
-        return np.array(self._request.get_output_tensor(0).data)
-
-
-class _Ort:
-    def __init__(self, path: Path) -> None:
-        self._session = onnxruntime.InferenceSession(str(path), session_options(0), providers=[PROVIDER])
-        self._input = self._session.get_inputs()[0].name
-
-    def feed(self, batch: Batch) -> None:
-        self._feeds = {self._input: batch}
-
-    def run(self) -> None:
-        self._found: list[Logits] = self._session.run(None, self._feeds)
-
-    def logits(self) -> Logits:
-        return self._found[0]
-
-
-_OPEN: dict[str, Callable[[Path], _Raw]] = {"openvino": _OpenVino, "ort": _Ort}
-
-
 def race(backend: str, contenders: Mapping[str, Model], frames: Sequence[Image], rounds: int) -> Race:
     """Run every contender once a round, on the frames one after the other.
 
     The order is drawn anew each round: whoever always ran behind the largest network would always find cold caches.
     """
-    if backend not in _OPEN:
-        raise InputError(f"backend is {backend!r}: choose among {', '.join(_OPEN)}")
-    sessions = {name: _OPEN[backend](model.path) for name, model in contenders.items()}
     batches = [frame[None].copy() for frame in frames]
+    sessions = {name: _open(backend, model, batches[0]) for name, model in contenders.items()}
     elapsed: dict[str, list[int]] = {name: [] for name in contenders}
     rng, order = random.Random(0), list(sessions)
     for turn in range(-WARMUP, rounds):
@@ -112,7 +66,7 @@ def race(backend: str, contenders: Mapping[str, Model], frames: Sequence[Image],
             session = sessions[name]
             session.feed(batches[turn % len(batches)])
             begin = time.perf_counter_ns()
-            session.run()
+            session()
             end = time.perf_counter_ns()
             if turn >= 0:
                 elapsed[name].append(end - begin)
@@ -132,7 +86,14 @@ def contender(path: Path, like: Model) -> Model:
     return dataclasses.replace(like, path=path, digest="", precision="int8", encoding="cpu")
 
 
-def _mask(session: _Raw, batch: Batch) -> Image:
+def _open(backend: str, model: Model, batch: Batch) -> Raw:
+    like = SessionInfo(backend, "", "cpu", "", model.precision, 0)
+    if (found := open_raw(model.path, like, batch)) is None:
+        raise InputError(f"backend is {backend!r}: choose openvino or ort")
+    return found
+
+
+def _mask(session: Raw, batch: Batch) -> Image:
     session.feed(batch)
-    session.run()
+    session()
     return np.asarray(session.logits()[0].argmax(axis=0), np.uint8)

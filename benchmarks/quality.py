@@ -91,13 +91,15 @@ def measure(
 
 
 def boundary_score(mask: ClassMap, label: ClassMap, tolerance: float) -> float:
-    """The boundary F-score of one mask, 0 to 100, as Csurka et al. define it (see `BOUNDARY_SHARE`).
+    """The boundary F-score of one mask, 0 to 100: BF of Csurka et al. (see `BOUNDARY_SHARE`), with void left out.
 
+    As there, F is of one class in one image, averaged over the image's classes and then (`measure`) over the images.
     A boundary pixel of a class is one beside (4-neighbours) a pixel of another class; the image's edge is no boundary.
     Precision is the share of the mask's boundary pixels with one of the label's of the same class within `tolerance`
-    pixels (Euclidean, inclusive), recall the same the other way round, F their harmonic mean; averaged over the classes
-    with a boundary in either. Only pixels with nothing unlabelled within `tolerance` are judged, since there the
-    label's boundary may be anywhere. 100 where neither has a boundary.
+    pixels (Euclidean, inclusive), recall the same the other way round, F their harmonic mean. The classes are those
+    with a boundary in either, so that one which the mask invents counts 0; SegNet (Badrinarayanan et al., PAMI 2017)
+    takes the label's classes only, which forgives it. Only pixels with nothing unlabelled within `tolerance` are
+    judged, since there the label's boundary may be anywhere. 100 where neither has a boundary.
     """
     kernel = _disk(tolerance)
     unlabelled = label == IGNORE

@@ -39,8 +39,9 @@ class Latency:
 
     `frame_ns`: from the raw frame to the class map at the frame's own size, what a user waits for. `preprocess_ns`,
     `network_ns`, `decode_ns`: its stages. `raw_ns`: the runtime's own inference of the same graph on a prepared batch,
-    measured in the same rounds; empty where edgeseg has no raw runner for the backend. `rounds_ns` is when each round
-    began, since the first, so that drift can be seen. `warmup` rounds came before and are not here.
+    measured in the same rounds (TensorRT's: the session's engine, copied to and from); empty where edgeseg has no raw
+    runner for the backend, or TensorRT no cache. `rounds_ns` is when each round began, since the first, so that drift
+    can be seen. `warmup` rounds came before and are not here.
     """
 
     frame_ns: tuple[int, ...]

@@ -110,20 +110,19 @@ def sample(
 def fixed_rate(segmenter: Segmenter, frames: Sequence[Image], hz: float, seconds: float) -> FixedRate:
     """A camera gives a frame every 1 / `hz` seconds; of those that are there the newest is segmented, or one waits.
 
-    A result's age counts from when its frame came.
+    A result's age counts from when its frame came. Frames that come after `seconds` are nobody's, but a segmenter that
+    is free only then would take them, and has missed those before. One frame that is not counted comes first.
     """
-    period = 1e9 / hz
-    begin, ages, last = time.perf_counter_ns(), list[int](), -1
-    count = max(1, round(seconds * hz))
-    while last < count - 1:
-        newest = min(int((time.perf_counter_ns() - begin) / period), count - 1)
-        index = max(newest, last + 1)
+    period, count = 1e9 / hz, max(1, round(seconds * hz))
+    segmenter(frames[0])
+    begin, ages, index = time.perf_counter_ns(), list[int](), 0
+    while index < count:
         came = begin + round(index * period)
         while (wait := came - time.perf_counter_ns()) > 0:
             time.sleep(wait / 1e9)
         segmenter(frames[index % len(frames)])
         ages.append(time.perf_counter_ns() - came)
-        last = index
+        index = max(index + 1, int((time.perf_counter_ns() - begin) / period))
     return FixedRate(hz, tuple(ages), count, count - len(ages))
 
 

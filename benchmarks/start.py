@@ -28,18 +28,9 @@ segmenter = load(**asked["load"])
 loaded = time.perf_counter_ns()
 segmenter(numpy.full((*asked["size"], 3), 90, numpy.uint8))
 first = time.perf_counter_ns()
-try:
-    status = open("/proc/self/status").read()
-    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-except (OSError, IndexError):
-    try:
-        import resource
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    except ImportError:
-        peak = 0
-print(json.dumps([imported - begin, loaded - imported, first - loaded, peak]))
+from edgeseg.benchmarks.peak import peak_bytes
+print(json.dumps([imported - begin, loaded - imported, first - loaded, peak_bytes()]))
 """
-# not ru_maxrss where it can be helped: on Linux a child's begins with its parent's memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ import edgeseg
 from edgeseg.bundle import Bundle
 from edgeseg.types import Precision
 
-_CLOCK = "import time, resource; begin = time.perf_counter();"
-_PEAK = "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024);"
+_CLOCK = "import time; begin = time.perf_counter();"
+_PEAK = "from edgeseg.benchmarks.peak import peak_bytes; print(peak_bytes());"
 _IMPORT_BARE = _CLOCK + "import numpy, cv2; print(time.perf_counter() - begin)"
 _IMPORT_OURS = _CLOCK + "import numpy, cv2; from edgeseg import load; print(time.perf_counter() - begin)"
 _FIRST_MASK = (
@@ -32,12 +32,12 @@ _FIRST_MASK = (
     "print(time.perf_counter() - begin)"
 )
 _MEMORY_OURS = (
-    "import resource, numpy, edgeseg; frame = numpy.full((1080, 1920, 3), 90, numpy.uint8);"
+    "import numpy, edgeseg; frame = numpy.full((1080, 1920, 3), 90, numpy.uint8);"
     "segmenter = edgeseg.load(backend='openvino', precision={precision!r}, cache={cache!r});"
     "all(segmenter(frame).class_map.size for _ in range(20));" + _PEAK
 )
 _MEMORY_BARE = (
-    "import resource, numpy, cv2, openvino; core = openvino.Core();"
+    "import numpy, cv2, openvino; core = openvino.Core();"
     "compiled = core.compile_model({path!r}, 'CPU', {{'INFERENCE_PRECISION_HINT': 'f32', 'PERFORMANCE_HINT': 'LATENCY',"
     "'CACHE_DIR': {cache!r}}});"
     "request = compiled.create_infer_request(); batch = numpy.full((1, {height}, {width}, 3), 90, numpy.uint8);"

@@ -31,6 +31,7 @@ import numpy.typing as npt
 import edgeseg
 from edgeseg._terminal import SizeType, progress
 from edgeseg.benchmarks.checkpoints import read_checkpoint
+from edgeseg.benchmarks.peak import peak_bytes
 from edgeseg.errors import EdgesegError
 from edgeseg.manifest import Manifest, Variant
 from edgeseg.palette import CAMVID
@@ -264,7 +265,7 @@ def _write_large(kind: str, path: Path, size: Size) -> None:
 def _segment_large(kind: str, path: Path, size: Size, backend: str) -> dict[str, float]:
     """In the child: what is measured is the whole process, the runtime and the image included."""
     with edgeseg.load(backend=backend) as segmenter:
-        before, begin = _peak_bytes(), time.perf_counter()
+        before, begin = peak_bytes(), time.perf_counter()
         if kind == "memmap":
             image: Image = np.memmap(path, np.uint8, "r", shape=(*size, 3))
             segmenter.tiled(image, out=np.memmap(path.with_suffix(".mask"), np.uint8, "w+", shape=size))
@@ -272,18 +273,7 @@ def _segment_large(kind: str, path: Path, size: Size, backend: str) -> dict[str,
             from edgeseg.rasters import segment_file
 
             segment_file(segmenter, path, path.with_suffix(".tif"))
-        return {"peak_bytes": _peak_bytes(), "before_bytes": before, "seconds": time.perf_counter() - begin}
-
-
-def _peak_bytes() -> int:
-    """This process's peak resident memory; getrusage's counts that of the process it was forked from."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return 1024 * int(line.split()[1])
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return {"peak_bytes": peak_bytes(), "before_bytes": before, "seconds": time.perf_counter() - begin}
 
 
 if __name__ == "__main__":

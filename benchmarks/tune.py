@@ -89,8 +89,8 @@ def tune(
     their median: of what keeps it, the most accurate is taken, or what is faster and within `MAX_DROP` points of it, as
     int8 may lose that too. With `min_miou` alone it is the fastest that reaches it; with both, the former among those.
     mIoU is measured on the labelled `images`, which also give the frames. Without them only `max_latency_ms` can be
-    asked for: the finest output stride that keeps it is taken, and int8 only with a certificate that holds. The threads
-    are chosen last, and are the runtime's choice unless another number is surely faster.
+    asked for: the finest output stride that keeps it is taken, int8 only with a certificate that holds, bf16 never. The
+    threads are chosen last, and are the runtime's choice unless another number is surely faster.
 
     The bundle is written in place, or as `output`; those that ship with edgeseg only as that. Where nothing fits,
     nothing is written. Raises InputError, BundleError, BackendError.
@@ -99,7 +99,8 @@ def tune(
     bundle = Bundle.open(bundle_path)
     target = _target(bundle, output, overwrite)
     frames, _ = frames_of(images, frame_size)
-    configurations, notes = _offered(bundle, grid(bundle, None, backends, None, 0), certified=images is None)
+    everything = grid(bundle, None, backends, None, 0, bf16=images is not None)
+    configurations, notes = _offered(bundle, everything, certified=images is None)
     with ExitStack() as held:
         opened = _open(bundle, configurations, cache, held, notes, progress)
         found = _sampled(opened, frames, seconds, notes, progress)

@@ -29,8 +29,8 @@ class Moment:
 
     Seconds since some beginning: `wall_s`, CPU time of this process (`own_s`), of everyone on the CPUs that this
     process may use (`busy_s`), taken by the hypervisor for other guests (`stolen_s`). `clock_mhz` is the fastest of
-    these CPUs, `celsius` the hottest sensor, `throttled` how often a CPU slowed down for heat, or the container for its
-    quota.
+    these CPUs, `celsius` the hottest sensor, `throttled` how often a CPU slowed down for heat, a Jetson for its
+    current, or the container for its quota.
     """
 
     wall_s: float
@@ -68,7 +68,7 @@ def disturbances(moments: Sequence[Moment], load: float | None = None) -> tuple[
         times = last.throttled - first.throttled
         heat = _difference(first.celsius, last.celsius)
         warmer = f", {heat:.0f} degrees hotter at the end" if heat is not None and heat > _HOTTER else ""
-        found.append(f"the CPUs were throttled {times} time{'s' * (times != 1)}{warmer}")
+        found.append(f"the machine was throttled {times} time{'s' * (times != 1)}{warmer}")
     return tuple(found)
 
 
@@ -129,8 +129,11 @@ def _cpu_seconds(root: Path) -> tuple[float | None, float | None]:
 def _throttled(root: Path) -> int | None:
     cores = root / "sys/devices/system/cpu"
     counts = [number(cores / f"cpu{cpu}/thermal_throttle/core_throttle_count") for cpu in own_cpus()]
-    quota = re.search(r"^nr_throttled (\d+)$", text(root / "sys/fs/cgroup/cpu.stat"), re.MULTILINE)
-    found = [count for count in [*counts, int(quota[1]) if quota else None] if count is not None]
+    counts += [number(file) for file in (root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")]
+    for stat in ("sys/fs/cgroup/cpu.stat", "sys/fs/cgroup/cpu/cpu.stat"):  # version 2, version 1
+        quota = re.search(r"^nr_throttled (\d+)$", text(root / stat), re.MULTILINE)
+        counts.append(int(quota[1]) if quota else None)
+    found = [count for count in counts if count is not None]
     return sum(found) if found else None
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeseg.exporter import export
     from edgeseg.loading import EMBEDDED, load
     from edgeseg.manifest import ClassInfo
+    from edgeseg.rasters import segment_file
     from edgeseg.result import Polygon, Segmentation
     from edgeseg.segmenter import Segmenter
     from edgeseg.sources.base import OnnxReading
@@ -39,6 +40,7 @@ __all__ = [
     "calibrate",
     "export",
     "load",
+    "segment_file",
     "verify",
 ]
 
@@ -52,6 +54,7 @@ _HOMES = {
     "Segmentation": "edgeseg.result",
     "Segmenter": "edgeseg.segmenter",
     "load": "edgeseg.loading",
+    "segment_file": "edgeseg.rasters",
     "verify": "edgeseg.calibration.verification",
 }
 

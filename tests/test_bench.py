@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -17,11 +17,23 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from edgeseg import cli
+from edgeseg.benchmarks import bench as benching
 from edgeseg.benchmarks import sampling
 from edgeseg.benchmarks.bench import bench
-from edgeseg.benchmarks.results import Configuration, read, save
+from edgeseg.benchmarks.results import (
+    Configuration,
+    Frames,
+    Host,
+    Latency,
+    Measurement,
+    Noise,
+    Results,
+    read,
+    save,
+)
 from edgeseg.benchmarks.sampling import fixed_rate
 from edgeseg.benchmarks.start import measure_start
+from edgeseg.commands.bench import _lines
 from edgeseg.errors import BackendError, BundleError, EdgesegError, InputError
 from edgeseg.result import Segmentation
 from edgeseg.testing import TINY, street_scene
@@ -140,6 +152,7 @@ def test_a_slow_segmenter_misses_frames_and_always_takes_the_newest() -> None:
     frames = [np.full((1, 1, 3), index, np.uint8) for index in range(100)]
     slow = Sleeper(0.035)
     found = fixed_rate(slow, frames, 100, 0.5)  # type: ignore[arg-type]
+    assert slow.seen.pop(0) == 0  # to warm up
     assert found.frames == 50
     assert found.missed == 50 - len(found.age_ns) == 50 - len(slow.seen)
     assert 30 <= found.missed < 50  # of four frames three, or more where the machine is busy, which ages show too
@@ -149,6 +162,33 @@ def test_a_slow_segmenter_misses_frames_and_always_takes_the_newest() -> None:
     assert fast.frames == 5
     assert fast.missed <= 2  # none but for pauses of a tenth of a second
     assert min(fast.age_ns) >= 1e6
+    # slower than all the camera's time: the next frame that it would take comes later, and no old one is kept for it
+    stuck = fixed_rate(Sleeper(0.3), frames, 100, 0.2)  # type: ignore[arg-type]
+    assert (stuck.frames, stuck.missed, len(stuck.age_ns)) == (20, 19, 1)
+    assert 300e6 <= stuck.age_ns[0] < 400e6
+
+
+def test_energy_is_of_the_frames_that_were_metered(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Sleeper(0.01)
+
+    class Meter:
+        name = "of the processor"
+
+        def covers(self, device: str) -> bool:
+            return device == "cpu"
+
+        def millijoules(self, work: Callable[[], object]) -> float:
+            assert slow.seen  # after a lead-in
+            slow.seen.clear()
+            work()
+            return 600.0
+
+    monkeypatch.setattr(benching, "_ENERGY_S", 0.1)
+    frames = [np.zeros((1, 1, 3), np.uint8)] * 2
+    for device in ("cpu", "gpu"):
+        configuration = Configuration("any", device, 16, "fp32", "float")
+        found = benching._energy(slow, frames, Meter(), configuration, lambda step: None)  # type: ignore[arg-type]
+        assert found == (600 / len(slow.seen) if device == "cpu" else None)
 
 
 def test_a_cold_start_is_measured_in_processes_of_their_own() -> None:
@@ -185,11 +225,30 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(
     assert cli.main([*arguments, "--output-stride", "16", "--json", str(out), "--report", str(page)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("tiny, network 64x96, drawn scenes 64 to 67, 90x160, on ")
-    assert re.split(r"  +", lines[1].strip())[-6:] == ["network", "decode", "raw", "whole/raw", "frames/s", "MB"]
+    assert re.split(r"  +", lines[1].strip())[-7:] == ["pre", "net", "dec", "raw", "whole/raw", "fps", "MB"]
     assert lines[2].startswith("ort cpu fp32 os16 ")
     assert lines[-1].startswith(("steady: differences above ", "this machine is too noisy for a 3% claim: "))
     assert read(out).measurements[0].configuration.name == "ort cpu fp32 os16"
     assert page.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("frames", "late"), [(44, ["p90", "max"]), (100, ["p99"])])
+def test_a_row_is_a_line_of_a_terminal(frames: int, late: list[str]) -> None:
+    rng = np.random.default_rng(frames)
+    parts = [tuple((rng.uniform(0.8, 1.2, frames) * mean).astype(int)) for mean in (130e6, 1e6, 120e6, 2e6, 118e6)]
+    latency = Latency(*parts, tuple(range(frames)), 6)
+    configuration = Configuration("openvino", "cpu", 32, "int8", "cpu")
+    one = Measurement(configuration, macs=1, graph_bytes=19_600_000, latency=latency)
+    results = Results(
+        "camvid", "", (360, 480), {}, Frames(1080, 1920, "drawn", ""), Host({}), Noise(0, False), "", "", "", (one,)
+    )
+    _, heads, row, *rest = _lines(results)
+    assert re.split(r"  +", heads.strip())[1:-6] == [*late, "pre"]
+    assert len(heads) == len(row) <= 120
+    cells, values = re.split(r"  +", row), sorted(latency.frame_ns)
+    ranks = [39, 43] if late == ["p90", "max"] else [98]
+    assert cells[2 : 2 + len(late)] == [f"{values[rank] / 1e6:.1f}" for rank in ranks]
+    assert rest[0].startswith("p90 and max instead of p99: 44 frames each") == (frames == 44)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +23,16 @@ def test_a_missing_package_is_one_line(name, package, extra, tmp_path):
 
 def test_only_a_benchmark_that_is_run_shortens_errors():
     assert sys.excepthook is not benchmarks._in_one_line
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc: getrusage is all there is")
+def test_a_child_s_peak_memory_is_its_own():
+    held = bytearray(b"1") * (300 << 20)
+    program = "from edgeseg.benchmarks.peak import peak_bytes; {}; print(peak_bytes())"
+    small, large = (
+        int(subprocess.run([sys.executable, "-c", program.format(work)], check=True, capture_output=True).stdout)
+        for work in ("pass", "bytearray(b'1') * (100 << 20)")
+    )
+    del held
+    assert 5e6 < small < 60e6
+    assert 100e6 < large - small < 120e6

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeseg.benchmarks import host, watch
+from edgeseg.benchmarks import energy, host, watch
 from edgeseg.benchmarks.energy import find_meter
 from edgeseg.benchmarks.watch import Moment, disturbances, moment
 
@@ -47,6 +47,8 @@ def test_facts_come_from_the_files(tmp_path: Path) -> None:
             "sys/class/hwmon/hwmon0/temp1_input": 61000,
             "sys/class/power_supply/AC/type": "Mains",
             "sys/class/power_supply/AC/online": 0,
+            "sys/class/power_supply/USBC/type": "USB",
+            "sys/class/power_supply/USBC/online": 1,
         },
     )
     found = host.facts((), root)
@@ -55,6 +57,8 @@ def test_facts_come_from_the_files(tmp_path: Path) -> None:
     expected = {"load average": "0.52", "governor": "powersave", "clock": "2100 MHz", "power supply": "battery"}
     assert found.state.items() >= expected.items()
     assert found.state["temperature"] == "61 degrees Celsius"
+    write(root, {"sys/class/power_supply/DOCK/type": "Mains", "sys/class/power_supply/DOCK/online": 1})
+    assert host.facts((), root).state["power supply"] == "mains"
 
 
 def test_a_moment_counts_the_cpus_that_are_ours(tmp_path: Path) -> None:
@@ -62,9 +66,11 @@ def test_a_moment_counts_the_cpus_that_are_ours(tmp_path: Path) -> None:
     lines = ["cpu 9 9 9 9 9 9 9 9", f"cpu{ours} 100 50 30 1000 7 5 15 40 0 0", "cpu999 9999 0 0 0 0 0 0 9999 0 0"]
     heat = f"sys/devices/system/cpu/cpu{ours}/thermal_throttle/core_throttle_count"
     quota = "nr_periods 9\nnr_throttled 3\nthrottled_usec 1"
-    now = moment(write(tmp_path, {"proc/stat": "\n".join(lines), heat: 4, "sys/fs/cgroup/cpu.stat": quota}))
+    jetson = {"sys/class/hwmon/hwmon2/oc1_event_cnt": 1, "sys/class/hwmon/hwmon2/oc3_event_cnt": 2}
+    files = {"proc/stat": "\n".join(lines), heat: 4, "sys/fs/cgroup/cpu.stat": quota, **jetson}
+    now = moment(write(tmp_path, files))
     ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-    assert (now.busy_s, now.stolen_s, now.throttled) == (200 / ticks, 40 / ticks, 7)
+    assert (now.busy_s, now.stolen_s, now.throttled) == (200 / ticks, 40 / ticks, 10)
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc")
@@ -93,7 +99,7 @@ def test_a_quiet_run_was_not_disturbed() -> None:
         (Moment(60, 60, 117), "other processes used 0.9 of"),
         (Moment(60, stolen_s=6), "the hypervisor took 0.10 of"),
         (Moment(60, clock_mhz=2000), "the CPUs' clock moved between 2000 and 3000 MHz"),
-        (Moment(60, celsius=91, throttled=5), "the CPUs were throttled 3 times, 41 degrees hotter at the end"),
+        (Moment(60, celsius=91, throttled=5), "the machine was throttled 3 times, 41 degrees hotter at the end"),
     ],
 )
 def test_what_disturbs_is_called_by_name(last: Moment, told: str) -> None:
@@ -110,11 +116,14 @@ def test_rapl_adds_packages_and_their_memory_and_counts_over_the_end(tmp_path: P
     meter = find_meter(tmp_path)
     assert meter is not None
     assert meter.name == "RAPL package-0 + dram + package-1"
+    assert [meter.covers(device) for device in ("cpu", "gpu", "auto:gpu,cpu")] == [True, False, False]
 
     def work() -> None:  # 150 over the end, 50 and 2000 would be told as 0
         write(zones, {"intel-rapl:0/energy_uj": 50, "intel-rapl:0:1/energy_uj": 150, "intel-rapl:0:0/energy_uj": 900})
 
     assert meter.millijoules(work) == pytest.approx(0.150 + 0.050)
+    assert meter.millijoules(lambda: None) is None  # counters that stand still tell nothing
+    assert meter.millijoules((zones / "intel-rapl:1/energy_uj").unlink) is None
 
 
 def test_a_jetson_s_total_rail_is_integrated_over_time(tmp_path: Path) -> None:
@@ -130,13 +139,48 @@ def test_a_jetson_s_total_rail_is_integrated_over_time(tmp_path: Path) -> None:
     threads, begin = threading.active_count(), time.perf_counter()
     found = meter.millijoules(lambda: time.sleep(0.1))
     elapsed = time.perf_counter() - begin
+    assert found is not None
     assert 5000 * 0.1 <= found <= 5000 * elapsed
     assert threading.active_count() == threads
     (chip / "in1_label").write_text("VDD_GPU_SOC\n")
     parts = find_meter(tmp_path)
     assert parts is not None
     assert parts.name == "INA3221 VDD_GPU_SOC + VDD_CPU_GPU_CV + VDD_SOC"
-    assert parts.millijoules(lambda: time.sleep(0.05)) >= 8500 * 0.05
+    assert (parts.millijoules(lambda: time.sleep(0.05)) or 0) >= 8500 * 0.05
+    assert parts.millijoules((chip / "curr2_input").unlink) is None
+
+
+def test_on_an_agx_orin_the_memory_is_not_added_twice(tmp_path: Path) -> None:
+    rails = {"VDD_GPU_SOC": "0", "VDD_CPU_CV": "0", "VIN_SYS_5V0": "0", "NC": "1", "VDDQ_VDD2_1V8AO": "1"}
+    for channel, (name, chip) in enumerate(rails.items()):
+        place, number = tmp_path / f"sys/bus/i2c/drivers/ina3221/1-004{chip}/hwmon/hwmon{chip}", channel % 3 + 1
+        write(place, {f"in{number}_label": name, f"in{number}_input": 5000, f"curr{number}_input": 100})
+    meter = find_meter(tmp_path)
+    assert meter is not None
+    assert meter.name == "INA3221 VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0"
+
+
+def test_readings_that_come_late_count_for_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader's thread gets no CPU while the work is heavy: many readings of 1 W, few of 9 W, for equal times."""
+    write(tmp_path / "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0", {"rail_name_0": "VDD_IN", "in_power0_input": 1})
+    meter = find_meter(tmp_path)
+    assert meter is not None
+
+    def heavy(file: Path) -> int:
+        time.sleep(0.05)
+        return 9000
+
+    def work() -> None:
+        time.sleep(0.15)
+        monkeypatch.setattr(energy, "number", heavy)
+        time.sleep(0.15)
+
+    monkeypatch.setattr(energy, "number", lambda file: 1000)
+    begin = time.perf_counter()
+    found = meter.millijoules(work)
+    elapsed = time.perf_counter() - begin
+    assert found is not None
+    assert 4000 < found / elapsed < 8500  # the readings' mean is below 3000
 
 
 def test_an_older_jetson_tells_milliwatts(tmp_path: Path) -> None:
@@ -145,4 +189,5 @@ def test_an_older_jetson_tells_milliwatts(tmp_path: Path) -> None:
     meter = find_meter(tmp_path)
     assert meter is not None
     assert meter.name == "INA3221 POM_5V_IN"
-    assert 3000 * 0.05 <= meter.millijoules(lambda: time.sleep(0.05)) < 3000 * 1
+    assert meter.covers("gpu")
+    assert 3000 * 0.05 <= (meter.millijoules(lambda: time.sleep(0.05)) or 0) < 3000 * 1

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import edgeseg
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -29,6 +31,11 @@ def test_importing_edgeseg_loads_nothing_heavy() -> None:
     code = "import sys, edgeseg, edgeseg.testing; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert not HEAVY & set(out.split())
+
+
+def test_every_public_name_is_there() -> None:
+    assert {name for name in edgeseg.__all__ if getattr(edgeseg, name, None) is None} == set()
+    assert set(edgeseg.__all__) <= set(dir(edgeseg))
 
 
 def test_without_opencv_the_command_line_says_so() -> None:

@@ -62,6 +62,8 @@ def test_the_plain_graph_runs_and_leaves_the_normalisation_alone(bundle: Bundle,
     assert found.agreement["plain"] > 0.9
     assert found.ms("plain") > 0
     assert found.ratio("fp32", "fp32").median == 1
+    with pytest.raises(InputError, match="backend is 'reference': choose openvino or ort"):
+        race("reference", {"fp32": fp32}, FRAMES, 1)
 
 
 def test_undone_steps_change_little(bundle: Bundle) -> None:

@@ -67,24 +67,28 @@ def plain_edges(classes: np.ndarray, void: np.ndarray, index: int) -> list[tuple
     return found
 
 
+def plain_distance(shape: tuple[int, ...], places: list[tuple[int, int]]) -> np.ndarray:
+    """The distance transform by its definition: from every pixel to the nearest of the places, float64."""
+    if not places:
+        return np.full(shape, np.inf)
+    pixels = np.stack(np.indices(shape), axis=-1).astype(np.float64)[:, :, None]
+    return np.sqrt(((pixels - np.array(places, np.float64)) ** 2).sum(axis=-1)).min(axis=-1)
+
+
 def plain_boundary_score(mask: np.ndarray, label: np.ndarray, tolerance: float) -> float:
-    """As the definition has it: every boundary pixel against every other, and against every void pixel."""
+    """As the definition has it, by distances from one boundary's pixels to the other and to what is void."""
     void, nothing = label == 255, np.zeros(label.shape, bool)
-    voids = np.argwhere(void).tolist()
-
-    def near(place: tuple[int, int], others: list[tuple[int, int]]) -> bool:
-        return any((place[0] - y) ** 2 + (place[1] - x) ** 2 <= tolerance**2 for y, x in others)
-
+    known = plain_distance(label.shape, [(int(y), int(x)) for y, x in np.argwhere(void)]) > tolerance
     scores = []
     for index in range(255):
-        ours, theirs = plain_edges(mask, nothing, index), plain_edges(label, void, index)
-        judged = [[place for place in side if not near(place, voids)] for side in (ours, theirs)]
+        sides = plain_edges(mask, nothing, index), plain_edges(label, void, index)
+        judged = [[place for place in side if known[place]] for side in sides]
         if not any(judged):
             continue
-        shares = [
-            sum(near(place, others) for place in side) / len(side) if side else 1.0
-            for side, others in zip(judged, (theirs, ours), strict=True)
-        ]
+        shares = []
+        for side, others in zip(judged, sides[::-1], strict=True):
+            distance = plain_distance(label.shape, others)
+            shares.append(sum(distance[place] <= tolerance for place in side) / len(side) if side else 1.0)
         scores.append(100 * 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0.0)
     return float(np.mean(scores)) if scores else 100.0
 

@@ -303,8 +303,16 @@ def test_the_command_tiles_images(tmp_path: Path, capsys: pytest.CaptureFixture[
         np.testing.assert_array_equal(images.read(overlay), wanted.overlay(SCENE))
     assert mask.read_bytes() == (tmp_path / "wanted.png").read_bytes()
     assert {name: area["pixels"] for name, area in report["areas"].items()} == wanted.pixel_counts
-    assert main(["segment", "--overlap", "3"]) == 1
-    assert "--overlap is between tiles" in capsys.readouterr().err
+    assert main([str(one) for one in [*arguments, "--scale", 0.5, "--class-map", mask]]) == 0
+    with edgeseg.load(TINY, backend="ort") as one:
+        one.tiled(SCENE, overlap=24, scale=0.5).save(tmp_path / "halved.png")
+    assert mask.read_bytes() == (tmp_path / "halved.png").read_bytes() != (tmp_path / "wanted.png").read_bytes()
+    for option, told in (("--overlap", "--overlap is between tiles"), ("--scale", "--scale is of tiles")):
+        assert main(["segment", option, "3"]) == 1
+        assert told in capsys.readouterr().err
+    for wrong in ("0", "nan", "21"):
+        assert main(["segment", "--tile", "--scale", wrong]) == 1
+        assert "'--scale'" in capsys.readouterr().err
 
 
 def test_without_rasterio_it_says_so(
@@ -336,6 +344,12 @@ def test_a_raster_keeps_its_place(raster: Path, capsys: pytest.CaptureFixture[st
     rasterio = pytest.importorskip("rasterio")
     target = raster.with_name("mask.tif")
     arguments = ["segment", raster, "--bundle", TINY, "--tile", "--class-map", target, "--json"]
+    assert main([str(one) for one in [*arguments, "--scale", 2]]) == 0
+    with edgeseg.load(TINY) as one:
+        edgeseg.segment_file(one, raster, raster.with_name("doubled.tif"), scale=2)
+    assert target.read_bytes() == raster.with_name("doubled.tif").read_bytes()
+    raster.with_name("doubled.tif").unlink()
+    capsys.readouterr()
     assert main([str(one) for one in arguments]) == 0
     (report,) = json.loads(capsys.readouterr().out)["images"]
     with rasterio.open(raster) as image, rasterio.open(target) as mask, edgeseg.load(TINY) as one:
@@ -357,8 +371,7 @@ def test_a_raster_keeps_its_place(raster: Path, capsys: pytest.CaptureFixture[st
 
 def test_rasters_that_cannot_be_segmented(raster: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rasterio = pytest.importorskip("rasterio")
-    from edgeseg.rasters import segment_file
-
+    segment_file = edgeseg.segment_file
     deep = raster.with_name("deep.tif")
     place = {"crs": "EPSG:25832", "transform": rasterio.transform.from_origin(0, 900, 2, 2)}
     with rasterio.open(deep, "w", driver="GTiff", height=9, width=9, count=3, dtype="uint16", **place) as written:

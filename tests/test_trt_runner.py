@@ -28,6 +28,9 @@ from edgeseg.backends.cudart import Cuda
 from edgeseg.backends.engines import SUFFIX, EngineStore, read_key
 from edgeseg.backends.ort import OrtBackend
 from edgeseg.backends.trt_session import TensorRTSession
+from edgeseg.benchmarks.grid import open_cell
+from edgeseg.benchmarks.raw import open_raw
+from edgeseg.benchmarks.results import Configuration
 from edgeseg.bundle import Bundle, describe_file, write
 from edgeseg.cli import main
 from edgeseg.compiling import compile_bundle
@@ -568,6 +571,36 @@ def test_threads_take_turns(install: Callable[..., Any], nothing_left: None) -> 
             thread.join()
         assert found == [wanted] * 4
         assert [one.class_map.tobytes() for one in segmenter.map(FRAMES)] == wanted
+
+
+@pytest.mark.parametrize(("version", "device", "precision"), [("8.5.3", "gpu", "fp32"), ("11.4", "dla.0", "fp16")])
+def test_the_engine_alone(
+    version: str, device: str, precision: str, install: Callable[..., Any], nothing_left: None, tmp_path: Path
+) -> None:
+    """What benchmarks call raw: the session's engine by TensorRT's own calls, without another build."""
+    install(version, dla_cores=1)
+    bundle, configuration = Bundle.open(TINY), Configuration("tensorrt", device, 16, precision, "float")
+    opened = open_cell(bundle, configuration, FRAMES[0], tmp_path).contender
+    assert opened is not None
+    assert len(engines(tmp_path)) == 1
+    raw: Any = opened.raw
+    batches = [street_scene(seed, (64, 96))[0][None] for seed in range(2)]
+    wanted = [logits_of(opened.segmenter, batch).tobytes() for batch in batches]
+    graph, like, kept = bundle.file(opened.segmenter.variant.file), opened.segmenter.info, opened.segmenter.kept
+    opened.segmenter.close()  # it has a context, memory and a stream of its own
+    for batch, logits in zip(batches, wanted, strict=True):
+        raw.feed(batch)
+        for _ in range(2):
+            raw()
+            assert raw.logits().tobytes() == logits
+    assert open_raw(graph, like, batches[0]) is None  # nothing was kept
+    change_plan(tmp_path, lambda plan: plan[:-1])
+    with pytest.raises(BackendError, match=rf"TensorRT {version}.* alone cannot load the engine again: .*magic"):
+        open_raw(graph, like, batches[0], kept)
+    engines(tmp_path)[0].unlink()
+    with pytest.raises(BackendError, match=r"cannot read the engine .*\.engine again"):
+        open_raw(graph, like, batches[0], kept)
+    del raw, opened
 
 
 def test_closed_is_closed(install: Callable[..., Any], nothing_left: None) -> None:

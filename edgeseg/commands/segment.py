@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgeseg import images, loading, rasters
-from edgeseg._terminal import progress, swatch
+from edgeseg._terminal import Finite, progress, swatch
 from edgeseg.commands import segment_files
 from edgeseg.commands.options import runtime_options
 from edgeseg.commands.segment_files import Job
@@ -41,6 +41,12 @@ _OUTPUT = "a file for one image, a folder for several; NAME/ is a folder."
     metavar="PX",
     help="With --tile: by how much neighbours lie over each other, at least; half a tile if left out.",
 )
+@click.option(
+    "--scale",
+    type=Finite(0.05, 20),
+    metavar="X",
+    help="With --tile: resize the image for the network; 0.5 halves it, for objects twice as large as in training.",
+)
 @click.option("--classes", metavar="NAME,NAME", help="Keep only these classes.")
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Opacity of the overlay.")
 @click.option("--seed", type=click.IntRange(0), help="Which scene to draw where no image is named; 0 if left out.")
@@ -52,6 +58,7 @@ def command(
     class_map: str | None,
     tile: bool,
     overlap: int | None,
+    scale: float | None,
     classes: str | None,
     alpha: float,
     seed: int | None,
@@ -67,6 +74,8 @@ def command(
         raise InputError("--classes is empty: name at least one class, or leave it out")
     if overlap is not None and not tile:
         raise InputError("--overlap is between tiles: add --tile, or leave it out")
+    if scale is not None and not tile:
+        raise InputError("--scale is of tiles, a frame is resized to the network's input: add --tile, or leave it out")
     chosen = [name.strip() for name in classes.split(",")] if classes else None
     if seed is not None and sources:
         raise InputError("--seed draws a scene: leave out the images, or --seed")
@@ -86,7 +95,8 @@ def command(
                 for job in bar:
                     try:
                         if tile:
-                            report = _segment_tiles(job, segmenter, alpha, seed or 0, chosen, overlap, many)
+                            spread = {"overlap": overlap, "scale": scale or 1.0}
+                            report = _segment_tiles(job, segmenter, alpha, seed or 0, chosen, spread, many)
                         else:
                             report = _segment(job, segmenter, alpha, seed or 0, chosen)
                     except EdgesegError as error:
@@ -113,8 +123,16 @@ def _segment(job: Job, segmenter: Segmenter, alpha: float, seed: int, chosen: li
 
 
 def _segment_tiles(
-    job: Job, segmenter: Segmenter, alpha: float, seed: int, chosen: list[str] | None, overlap: int | None, many: bool
+    job: Job,
+    segmenter: Segmenter,
+    alpha: float,
+    seed: int,
+    chosen: list[str] | None,
+    spread: dict[str, Any],
+    many: bool,
 ) -> dict[str, Any]:
+    """`spread` is how tiles are laid out: `overlap` and `scale`, as `Segmenter.tiled` takes them."""
+
     def track(tiles: Sequence[int]) -> Iterator[int]:
         with progress(tiles, "tiling", hidden=many) as bar:
             yield from bar
@@ -122,10 +140,10 @@ def _segment_tiles(
     if job.raster:
         assert job.source is not None
         assert job.class_map is not None
-        done = rasters.segment_file(segmenter, job.source, job.class_map, overlap=overlap, track=track)
+        done = rasters.segment_file(segmenter, job.source, job.class_map, track=track, **spread)
         return _report(job, seed, done.size, done.pixel_counts, done.times, segmenter.classes, chosen)
     image = _image(job, seed)
-    return _written(job, image, segmenter.tiled(image, overlap=overlap, counts=True, track=track), alpha, seed, chosen)
+    return _written(job, image, segmenter.tiled(image, counts=True, track=track, **spread), alpha, seed, chosen)
 
 
 def _image(job: Job, seed: int) -> Image:
