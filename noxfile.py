@@ -1,7 +1,7 @@
 """Everything a change must pass, one virtual environment per session: `nox`.
 
 check       Python 3.11: lint, types, import rules, every test
-torch_free  Python 3.10, 3.12, 3.13: the tests of what runs on a device
+torch_free  Python 3.10, 3.12 (JetPack's): every test that needs no torch; 3.13: those of what runs on a device
 package     the wheel and the sdist, installed without torch into clean environments, doing the main job
 """
 
@@ -16,6 +16,13 @@ import nox
 nox.options.default_venv_backend = "venv"
 MAX_WHEEL_BYTES = 45_000_000
 ON_ALL_CORES = ("-n", "auto", "--dist", "worksteal")
+ON_A_DEVICE = [
+    *("tests/test_backends.py", "tests/test_bundle.py", "tests/test_caching.py", "tests/test_cli.py"),
+    *("tests/test_decode.py", "tests/test_decode_paths.py", "tests/test_engines.py", "tests/test_geometry.py"),
+    *("tests/test_house.py", "tests/test_images.py", "tests/test_manifest.py", "tests/test_preprocess.py"),
+    *("tests/test_records.py", "tests/test_segment_command.py", "tests/test_segmenter.py", "tests/test_tiling.py"),
+    *("tests/test_trt_runner.py", "tests/test_wire.py"),
+]
 
 if shutil.which("pyenv") and "PYENV_VERSION" not in os.environ:  # its other interpreters hide until they are named
     # newest first, so that plain `python3` stays a current one
@@ -38,7 +45,8 @@ def check(session: nox.Session) -> None:
 @nox.session(python=["3.10", "3.12", "3.13"])
 def torch_free(session: nox.Session) -> None:
     session.install("-e", ".[test]")
-    session.run("pytest", *ON_ALL_CORES, *session.posargs)
+    some = ON_A_DEVICE if session.python == "3.13" and not session.posargs else session.posargs
+    session.run("pytest", *ON_ALL_CORES, *some)
 
 
 @nox.session(python="3.11")

@@ -9,6 +9,12 @@
  * come out ahead of it anywhere in the cell. The rest, usually one to four classes, are evaluated.
  * The same holds along one row of a cell with its two ends L and R, except that rounding may turn "less" into "equal";
  * rows therefore demand a margin (`slack`) larger than the rounding of both scores.
+ *
+ * Confidence is max e_k / sum e_k with e_k = 2^(score of k - bilinear maxima of the corners), in powers of two: no e_k
+ * exceeds 1, and where one class wins at all corners its own is 1. Down a column of a cell each exponent is linear in
+ * y, so e_k is a geometric sequence: one multiplication a pixel. Powers are computed anew every RUN rows, counted from
+ * the cell's first, because each multiplication adds its own rounding and that of the quotient: together at most
+ * 12 * 1.3e-7 of a term, a quarter of which reaches the confidence. Classes are left out where they cannot add 1e-7.
  */
 #include <float.h>
 #include <stddef.h>
@@ -26,6 +32,7 @@
 #pragma fp_contract(off)
 #define EXPORT __declspec(dllexport)
 #define INLINE static __forceinline
+#define PREFETCH(address) ((void)(address))
 #else
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -38,6 +45,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 #define INLINE static inline __attribute__((always_inline))
+#define PREFETCH(address) __builtin_prefetch(address, 1)
 #endif
 
 /* One clone per instruction set, chosen by the loader. Needs ifunc: glibc on x86-64. Helpers are forced inline
@@ -49,11 +57,17 @@
 #define CLONES
 #endif
 
-#define ABI 1
+#define ABI 2
 #define MAX_CLASSES 256
+/* Loops over a block's pixels count from 0: Python's build flags include -fwrapv, under which x + i could wrap and the
+ * loop is not vectorised. */
 #define LANES 16  /* pixels per block; tables are padded by this many entries */
 #define CHUNK 128 /* pixels per pass where scores are kept */
 #define LIMIT 1e38f
+#define RUN 12    /* rows from one restart of the sequences to the next */
+#define STRIP 32  /* columns in which they run at a time */
+#define SHORT 4    /* cells of fewer rows are not worth a sequence */
+#define STEEP (-60) /* exponents below: sequences would come near the ends of float32's range */
 
 typedef struct {
     const float *logits;   /* (classes, in_rows, in_cols) */
@@ -68,7 +82,7 @@ typedef struct {
     int32_t classes, in_rows, in_cols, out_rows, out_cols, x_cells, y_cells;
     int32_t scored;        /* compute confidence, returned or not */
     float threshold;       /* one-channel heads: foreground above this logit */
-    float cut;             /* terms exp(t), t < cut, count as 0 */
+    float cut;             /* terms 2^x, x < cut, count as 0 */
     float unknown_below;   /* confidence below this -> 255; 0 never */
 } Job;
 
@@ -87,19 +101,19 @@ INLINE float bounded(float v)
     return v < LIMIT ? v : LIMIT;
 }
 
-/* exp(t) for t <= 0, absolute error about 1e-7: 2^k * 2^f, k by the round-to-integer constant. Callers drop t < cut. */
-INLINE float exp_negative(float t)
+/* 2^x for |x| <= 120, relative error 1e-7, 2^0 exactly 1: 2^k * 2^f, k by the round-to-integer constant. */
+INLINE float power(float x)
 {
-    const float x = t * 1.44269504f;
     const float shifted = x + 12582912.0f;
     const float f = x - (shifted - 12582912.0f);
-    float p = 0.0013264727f;
+    float p = 0.0001535336f;
     uint32_t bits;
     float scale;
-    p = p * f + 0.009671513f;
-    p = p * f + 0.055507336f;
-    p = p * f + 0.24022242f;
-    p = p * f + 0.693147f;
+    p = p * f + 0.0013398875f;
+    p = p * f + 0.009618437f;
+    p = p * f + 0.055503324f;
+    p = p * f + 0.24022648f;
+    p = p * f + 0.6931472f;
     p = p * f + 1.0f;
     memcpy(&bits, &shifted, 4);
     bits = (bits + 127u) << 23;
@@ -160,6 +174,10 @@ INLINE int32_t candidates(const Corners *v, int32_t classes, const uint8_t *winn
 {
     int32_t beaten[MAX_CLASSES];
     int32_t n = 0;
+    if (classes == 1) { /* winners are labels, not classes */
+        kept[0] = 0;
+        return 1;
+    }
     for (int32_t k = 0; k < classes; k++)
         beaten[k] = 0;
     for (int32_t w = 0; w < 4; w++) {
@@ -220,8 +238,8 @@ INLINE void tally(const uint8_t *labels, int32_t n, int64_t *counts)
 INLINE void pick(const float *w0, const float *w1, int32_t n, const float *left, const float *right,
                  const int32_t *label, const int32_t m, uint8_t *__restrict dst)
 {
-    for (int32_t x = 0; x < n; x += LANES) {
-        for (int32_t i = x; i < x + LANES; i++) {
+    for (int32_t x = 0; x < n; x += LANES, w0 += LANES, w1 += LANES, dst += LANES) {
+        for (int32_t i = 0; i < LANES; i++) {
             float best = w0[i] * left[0] + w1[i] * right[0];
             int32_t chosen = label[0];
             for (int32_t k = 1; k < m; k++) {
@@ -260,13 +278,14 @@ INLINE void pick_many(const float *w0, const float *w1, int32_t n, const float *
 INLINE void pick_above(const float *w0, const float *w1, int32_t n, float left, float right, float threshold,
                        int32_t below, int32_t above, uint8_t *__restrict dst)
 {
-    for (int32_t x = 0; x < n; x += LANES)
-        for (int32_t i = x; i < x + LANES; i++)
+    for (int32_t x = 0; x < n; x += LANES, w0 += LANES, w1 += LANES, dst += LANES)
+        for (int32_t i = 0; i < LANES; i++)
             dst[i] = (uint8_t)(w0[i] * left + w1[i] * right > threshold ? above : below);
 }
 
 /* A cell whose corners disagree: only classes that can still win in a row are evaluated in it. */
-INLINE void mixed_cell(const Job *job, const Box *box, const Corners *v, const uint8_t *winners, int64_t *counts)
+INLINE void mixed_cell(const Job *job, const Box *box, const Corners *v, const uint8_t *kept, int32_t m,
+                       int64_t *counts)
 {
     const int32_t width = box->x_end - box->x;
     const int32_t blocks = (width + LANES - 1) / LANES * LANES;
@@ -275,14 +294,12 @@ INLINE void mixed_cell(const Job *job, const Box *box, const Corners *v, const u
     float a[MAX_CLASSES], b[MAX_CLASSES], c[MAX_CLASSES], d[MAX_CLASSES], scale = 0;
     float left[MAX_CLASSES], right[MAX_CLASSES];
     int32_t label[MAX_CLASSES], row_label[MAX_CLASSES];
-    uint8_t kept[MAX_CLASSES];
-    int32_t m = 2;
     if (binary) { /* background as a class whose score is the threshold everywhere */
+        m = 2;
         a[0] = b[0] = c[0] = d[0] = job->threshold;
         a[1] = v->a[0], b[1] = v->b[0], c[1] = v->c[0], d[1] = v->d[0];
         label[0] = job->labels[0], label[1] = job->labels[1];
     } else {
-        m = candidates(v, job->classes, winners, kept);
         for (int32_t k = 0; k < m; k++) {
             const int32_t j = kept[k];
             a[k] = v->a[j], b[k] = v->b[j], c[k] = v->c[j], d[k] = v->d[j];
@@ -341,88 +358,252 @@ INLINE void mixed_cell(const Job *job, const Box *box, const Corners *v, const u
     }
 }
 
-/* A cell with confidence: every class counts, but one far below an end's winner along the row adds nothing. */
-INLINE void scored_cell(const Job *job, const Box *box, const Corners *v, const uint8_t *winners, int64_t *counts)
-{
-    const int binary = job->classes == 1;
-    const int uniform = winners[0] == winners[1] && winners[0] == winners[2] && winners[0] == winners[3];
-    float left[MAX_CLASSES], right[MAX_CLASSES], scale = 0;
-    uint8_t kept[MAX_CLASSES], heard[MAX_CLASSES];
-    int32_t m = 1;
-    kept[0] = binary ? 0 : winners[0];
-    if (!binary && !uniform)
-        m = candidates(v, job->classes, winners, kept);
-    for (int32_t k = 0; k < job->classes; k++)
-        scale = largest(largest(largest(largest(scale, v->a[k]), v->b[k]), v->c[k]), v->d[k]);
-    const float reach = 1e-4f - job->cut + slack_for(scale);
+/* The classes of one cell that confidence hears: corner exponents, candidates last. */
+typedef struct {
+    float a[MAX_CLASSES], b[MAX_CLASSES], c[MAX_CLASSES], d[MAX_CLASSES];
+    int32_t candidates, n; /* of them, and in all */
+    int steep;
+} Heard;
 
+/* Left out: classes below one winner by `cut` at all corners. What they could add to the sum is below 1e-7 of it. */
+INLINE void hear(const Corners *v, int32_t classes, const uint8_t *winners, const uint8_t *kept, int32_t m, float cut,
+                 Heard *heard)
+{
+    const float log2_e = 1.44269504f;
+    const float top_a = v->a[winners[0]], top_b = v->b[winners[1]];
+    const float top_c = v->c[winners[2]], top_d = v->d[winners[3]];
+    float a[MAX_CLASSES], b[MAX_CLASSES], c[MAX_CLASSES], d[MAX_CLASSES], low = 0;
+    int32_t silent[MAX_CLASSES], n = 0;
+    for (int32_t k = 0; k < classes; k++) {
+        a[k] = (v->a[k] - top_a) * log2_e;
+        b[k] = (v->b[k] - top_b) * log2_e;
+        c[k] = (v->c[k] - top_c) * log2_e;
+        d[k] = (v->d[k] - top_d) * log2_e;
+        silent[k] = 0;
+    }
+    for (int32_t w = 0; w < 4; w++) {
+        const int32_t j = winners[w];
+        const float a0 = a[j], b0 = b[j], c0 = c[j], d0 = d[j];
+        if (w > 0 && j == winners[w - 1])
+            continue;
+        for (int32_t k = 0; k < classes; k++)
+            silent[k] |= (a[k] - a0 < cut) & (b[k] - b0 < cut) & (c[k] - c0 < cut) & (d[k] - d0 < cut);
+    }
+    for (int32_t i = 0; i < m; i++)
+        silent[kept[i]] = 1;
+    for (int32_t k = 0; k < classes; k++) {
+        heard->a[n] = a[k], heard->b[n] = b[k], heard->c[n] = c[k], heard->d[n] = d[k];
+        n += !silent[k];
+    }
+    for (int32_t i = 0; i < m; i++, n++) {
+        const int32_t k = kept[i];
+        heard->a[n] = a[k], heard->b[n] = b[k], heard->c[n] = c[k], heard->d[n] = d[k];
+    }
+    for (int32_t k = 0; k < n; k++) {
+        const float left = heard->a[k] < heard->c[k] ? heard->a[k] : heard->c[k];
+        const float right = heard->b[k] < heard->d[k] ? heard->b[k] : heard->d[k];
+        low = left < low ? left : low;
+        low = right < low ? right : low;
+    }
+    heard->candidates = m;
+    heard->n = n;
+    heard->steep = low < STEEP;
+}
+
+/* Powers of two along one row of a strip, from the exponents at its two ends. */
+INLINE void powers(const float *w0, const float *w1, int32_t span, float left, float right, float *__restrict e)
+{
+    for (int32_t x = 0; x < span; x += LANES, w0 += LANES, w1 += LANES, e += LANES)
+        for (int32_t i = 0; i < LANES; i++)
+            e[i] = power(w0[i] * left + w1[i] * right);
+}
+
+INLINE float larger(float a, float b)
+{
+    return b > a ? b : a;
+}
+
+/* Adds the sequences of m <= 4 classes to the sums of `rows` rows, or up to three more: four rows stay in registers.
+ * Terms are first added among themselves: small ones added singly to a large sum would be lost. */
+INLINE void add(float (*__restrict sum)[STRIP], float (*__restrict best)[STRIP], float (*__restrict e)[STRIP],
+                float (*__restrict q)[STRIP], int32_t rows, int32_t span, const int32_t m, const int candidates)
+{
+    for (int32_t y = 0; y < rows; y += 4)
+        for (int32_t x = 0; x < span; x += LANES)
+            for (size_t j = 0; j < LANES; j++) {
+                const size_t i = (size_t)x + j;
+                float s0 = 0, s1 = 0, s2 = 0, s3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
+                for (int32_t k = 0; k < m; k++) {
+                    const float by = q[k][i], t0 = e[k][i], t1 = t0 * by, t2 = t1 * by, t3 = t2 * by;
+                    s0 = k ? s0 + t0 : t0, b0 = larger(b0, t0);
+                    s1 = k ? s1 + t1 : t1, b1 = larger(b1, t1);
+                    s2 = k ? s2 + t2 : t2, b2 = larger(b2, t2);
+                    s3 = k ? s3 + t3 : t3, b3 = larger(b3, t3);
+                    e[k][i] = t3 * by;
+                }
+                sum[y][i] += s0, sum[y + 1][i] += s1, sum[y + 2][i] += s2, sum[y + 3][i] += s3;
+                if (candidates) {
+                    best[y][i] = larger(best[y][i], b0), best[y + 1][i] = larger(best[y + 1][i], b1);
+                    best[y + 2][i] = larger(best[y + 2][i], b2), best[y + 3][i] = larger(best[y + 3][i], b3);
+                }
+            }
+}
+
+/* Adds classes [k, end) in one run of rows that begins with the weights u0, u1. */
+INLINE void add_classes(const Heard *heard, int32_t k, int32_t end, float u0, float u1, const float *w0,
+                        const float *w1, float (*q)[STRIP], int32_t rows, int32_t span, float (*sum)[STRIP],
+                        float (*best)[STRIP], const int candidates)
+{
+    float e[4][STRIP];
+    while (k < end) {
+        const int32_t m = end - k < 4 ? end - k : 4;
+        for (int32_t j = 0; j < m; j++)
+            powers(w0, w1, span, u0 * heard->a[k + j] + u1 * heard->c[k + j],
+                   u0 * heard->b[k + j] + u1 * heard->d[k + j], e[j]);
+        if (m == 4)
+            add(sum, best, e, q + k, rows, span, 4, candidates);
+        else if (m == 3)
+            add(sum, best, e, q + k, rows, span, 3, candidates);
+        else if (m == 2)
+            add(sum, best, e, q + k, rows, span, 2, candidates);
+        else
+            add(sum, best, e, q + k, rows, span, 1, candidates);
+        k += m;
+    }
+}
+
+INLINE void divide(const float *best, const float *sum, int32_t span, const int lone, float *__restrict found)
+{
+    for (int32_t x = 0; x < span; x += LANES, found += LANES, sum += LANES, best += lone ? 0 : LANES)
+        for (int32_t i = 0; i < LANES; i++)
+            found[i] = lone ? 1 / (1 + sum[i]) : best[i] / sum[i];
+}
+
+/* Writes the confidence of n pixels from (x, y) on, and 255 where it is too low. Whole blocks as in mixed_cell.
+ * `lone`: the best is 1 and not in the sum. */
+INLINE void conclude(const Job *job, int32_t x, int32_t y, int32_t n, const float *best, const float *sum,
+                     const int lone)
+{
+    const int32_t span = (n + LANES - 1) / LANES * LANES;
+    const int direct = job->confidence && x + span <= job->out_cols;
+    const size_t at = (size_t)y * job->out_cols + x;
+    float spare[STRIP];
+    float *found = direct ? job->confidence + at : spare;
+    divide(best, sum, span, lone, found);
+    if (job->confidence && !direct)
+        memcpy(job->confidence + at, spare, (size_t)n * sizeof(float));
+    if (job->unknown_below > 0)
+        for (int32_t i = 0; i < n; i++)
+            job->out[at + i] = found[i] < job->unknown_below ? 255 : job->out[at + i];
+}
+
+/* Row by row: as one block it becomes a string instruction, which is slow to start. */
+INLINE void clear(float (*sum)[STRIP])
+{
+    for (int32_t r = 0; r < RUN; r++)
+        memset(sum[r], 0, sizeof sum[r]);
+}
+
+/* Confidence by sequences, for one strip of a cell whose rows are [from, to). The small terms are added first. */
+INLINE void strip_by_runs(const Job *job, const Box *box, int32_t from, int32_t to, const Heard *heard)
+{
+    const int32_t width = box->x_end - box->x, span = (width + LANES - 1) / LANES * LANES;
+    const float *w0 = job->wx0 + box->x, *w1 = job->wx1 + box->x;
+    const float step = to - from > 1 ? (job->wy1[to - 1] - job->wy1[from]) / (float)(to - from - 1) : 0;
+    const int lone = heard->candidates == 1; /* its sequence is 1 everywhere */
+    const int32_t rest = heard->n - heard->candidates;
+    float q[MAX_CLASSES][STRIP], sum[RUN][STRIP], best[RUN][STRIP];
+    for (int32_t k = 0; k < heard->n - lone; k++)
+        powers(w0, w1, span, (heard->c[k] - heard->a[k]) * step, (heard->d[k] - heard->b[k]) * step, q[k]);
+
+    for (int32_t y = from; y < box->y_end; y += RUN) {
+        const int32_t rows = to - y < RUN ? to - y : RUN;
+        const float u0 = job->wy0[y], u1 = job->wy1[y];
+        if (y + rows <= box->y)
+            continue; /* another band's */
+        for (int32_t r = 0; job->confidence && r < rows; r++) /* each row lies in other pages: called for early */
+            for (int32_t x = 0; x < width; x += LANES)
+                PREFETCH(job->confidence + (size_t)(y + r) * job->out_cols + box->x + x);
+        clear(sum);
+        add_classes(heard, 0, rest, u0, u1, w0, w1, q, rows, span, sum, best, 0);
+        if (!lone) {
+            clear(best);
+            add_classes(heard, rest, heard->n, u0, u1, w0, w1, q, rows, span, sum, best, 1);
+        }
+        for (int32_t r = y < box->y ? box->y - y : 0; r < rows && y + r < box->y_end; r++)
+            if (lone)
+                conclude(job, box->x, y + r, width, NULL, sum[r], 1);
+            else
+                conclude(job, box->x, y + r, width, best[r], sum[r], 0);
+    }
+}
+
+/* Confidence of a strip in a steep or short cell: one power a pixel and class, relative to the pixel's best candidate. */
+INLINE void strip_by_pixels(const Job *job, const Box *box, const Heard *heard)
+{
+    const int32_t width = box->x_end - box->x, span = (width + LANES - 1) / LANES * LANES;
+    const float *w0 = job->wx0 + box->x, *w1 = job->wx1 + box->x;
+    const float cut = job->cut;
+    float best[STRIP], sum[STRIP], one[STRIP];
+    for (int32_t i = 0; i < span; i++)
+        one[i] = 1;
     for (int32_t y = box->y; y < box->y_end; y++) {
         const float u0 = job->wy0[y], u1 = job->wy1[y];
-        int32_t at_left = kept[0], at_right = kept[0], n = 0;
-        for (int32_t k = 0; k < job->classes; k++) {
-            left[k] = u0 * v->a[k] + u1 * v->c[k];
-            right[k] = u0 * v->b[k] + u1 * v->d[k];
-        }
-        for (int32_t i = 1; i < m; i++) {
-            const int32_t k = kept[i];
-            at_left = left[k] > left[at_left] ? k : at_left;
-            at_right = right[k] > right[at_right] ? k : at_right;
-        }
-        const float l0 = left[at_left] - reach, r0 = right[at_left] - reach;
-        const float l1 = left[at_right] - reach, r1 = right[at_right] - reach;
-        for (int32_t k = 0; k < job->classes; k++) {
-            heard[n] = (uint8_t)k;
-            n += !(((left[k] < l0) & (right[k] < r0)) | ((left[k] < l1) & (right[k] < r1)));
-        }
-        if (m == 1 && n == 1 && !binary)
-            n = 0; /* the winner alone: confidence 1 */
-
-        for (int32_t x = box->x; x < box->x_end; x += CHUNK) {
-            const int32_t width = box->x_end - x < CHUNK ? box->x_end - x : CHUNK;
-            const int32_t span = (width + LANES - 1) / LANES * LANES;
-            const float *w0 = job->wx0 + x, *w1 = job->wx1 + x;
-            const size_t at = (size_t)y * job->out_cols + x;
-            float best[CHUNK], others[CHUNK];
-            int32_t winner[CHUNK];
+        for (int32_t i = 0; i < span; i++)
+            best[i] = -FLT_MAX, sum[i] = 0;
+        for (int32_t k = heard->n - heard->candidates; k < heard->n; k++) {
+            const float l = u0 * heard->a[k] + u1 * heard->c[k], r = u0 * heard->b[k] + u1 * heard->d[k];
             for (int32_t i = 0; i < span; i++) {
-                best[i] = w0[i] * left[kept[0]] + w1[i] * right[kept[0]];
-                winner[i] = kept[0];
-                others[i] = 0;
+                const float t = w0[i] * l + w1[i] * r;
+                best[i] = t > best[i] ? t : best[i];
             }
-            for (int32_t j = 1; j < m; j++) {
-                const float l = left[kept[j]], r = right[kept[j]];
-                const int32_t k = kept[j];
-                for (int32_t i = 0; i < span; i++) {
-                    const float s = w0[i] * l + w1[i] * r;
-                    winner[i] = s > best[i] ? k : winner[i];
-                    best[i] = s > best[i] ? s : best[i];
-                }
-            }
-            if (binary)
-                for (int32_t i = 0; i < span; i++) {
-                    const float t = best[i] > 0 ? -best[i] : best[i];
-                    others[i] = masked(exp_negative(t), t >= job->cut);
-                    winner[i] = uniform ? winners[0] : best[i] > job->threshold;
-                }
-            else
-                for (int32_t j = 0; j < n; j++) {
-                    const int32_t k = heard[j];
-                    const float l = left[k], r = right[k], cut = job->cut;
-                    for (int32_t i = 0; i < span; i++) {
-                        const float t = (w0[i] * l + w1[i] * r) - best[i];
-                        others[i] += masked(exp_negative(t), (t >= cut) & (winner[i] != k));
-                    }
-                }
-            for (int32_t i = 0; i < span; i++)
-                others[i] = 1.0f / (1.0f + others[i]);
-            if (job->confidence)
-                memcpy(job->confidence + at, others, (size_t)width * sizeof(float));
-            for (int32_t i = 0; i < width; i++)
-                job->out[at + i] = others[i] < job->unknown_below ? 255 : job->labels[winner[i]];
-            if (counts)
-                tally(job->out + at, width, counts);
         }
+        for (int32_t k = 0; k < heard->n; k++) {
+            const float l = u0 * heard->a[k] + u1 * heard->c[k], r = u0 * heard->b[k] + u1 * heard->d[k];
+            for (int32_t i = 0; i < span; i++) {
+                const float t = (w0[i] * l + w1[i] * r) - best[i];
+                sum[i] += masked(power(t), t >= cut);
+            }
+        }
+        conclude(job, box->x, y, width, one, sum, 0);
     }
+}
+
+/* A cell with confidence; `rows` are its own first row and the next cell's, of which `box` may hold a part. */
+INLINE void scored_cell(const Job *job, const Box *box, const int32_t *rows, Corners *v, const uint8_t *winners,
+                        int64_t *counts)
+{
+    const int binary = job->classes == 1;
+    const int32_t classes = binary ? 2 : job->classes;
+    const int late = job->unknown_below > 0; /* labels are counted when all are known */
+    uint8_t sides[4], kept[MAX_CLASSES];
+    int32_t m = 1;
+    Heard heard;
+    kept[0] = winners[0];
+    if (winners[0] == winners[1] && winners[0] == winners[2] && winners[0] == winners[3]) {
+        fill(job, box, job->labels[winners[0]], late ? NULL : counts);
+    } else {
+        m = candidates(v, job->classes, winners, kept);
+        mixed_cell(job, box, v, kept, m, late ? NULL : counts);
+    }
+    if (binary) { /* sigmoid(s) is the softmax of 0 and s, whatever the threshold */
+        v->a[1] = v->a[0], v->b[1] = v->b[0], v->c[1] = v->c[0], v->d[1] = v->d[0];
+        v->a[0] = v->b[0] = v->c[0] = v->d[0] = 0;
+        sides[0] = v->a[1] > 0, sides[1] = v->b[1] > 0, sides[2] = v->c[1] > 0, sides[3] = v->d[1] > 0;
+        winners = sides;
+        m = candidates(v, classes, winners, kept);
+    }
+    hear(v, classes, winners, kept, m, job->cut, &heard);
+    for (Box strip = *box; strip.x < box->x_end; strip.x += STRIP) {
+        strip.x_end = box->x_end - strip.x < STRIP ? box->x_end : strip.x + STRIP;
+        if (heard.steep || rows[1] - rows[0] < SHORT)
+            strip_by_pixels(job, &strip, &heard);
+        else
+            strip_by_runs(job, &strip, rows[0], rows[1], &heard);
+    }
+    if (late && counts)
+        for (int32_t y = box->y; y < box->y_end; y++)
+            tally(job->out + (size_t)y * job->out_cols + box->x, box->x_end - box->x, counts);
 }
 
 /* What a caller must have been written for: version and record size; a stale build is refused. */
@@ -437,6 +618,7 @@ EXPORT CLONES void edgeseg_decode_rows(const Job *job, int32_t first, int32_t la
     const int32_t right = job->in_cols > 1, down = job->in_rows > 1;
     uint8_t *upper = scratch, *lower = scratch + job->in_cols;
     int32_t upper_row = -1, lower_row = -1;
+    uint8_t kept[MAX_CLASSES];
     Corners corners;
 
     for (int32_t cy = 0; cy < job->y_cells; cy++) {
@@ -474,10 +656,12 @@ EXPORT CLONES void edgeseg_decode_rows(const Job *job, int32_t first, int32_t la
             }
             box.x_end = job->x_start[++cx];
             gather(job, (size_t)iy * job->in_cols + ix, (size_t)right, (size_t)down * job->in_cols, &corners);
-            if (job->scored)
-                scored_cell(job, &box, &corners, winners, counts);
-            else
-                mixed_cell(job, &box, &corners, winners, counts);
+            if (job->scored) {
+                scored_cell(job, &box, job->y_start + cy, &corners, winners, counts);
+            } else {
+                const int32_t m = candidates(&corners, job->classes, winners, kept);
+                mixed_cell(job, &box, &corners, kept, m, counts);
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeseg._decode_numpy import Axis, Band, Counts, Plan
 
-_ABI = 1  # `ABI` in _decode.c; the size of the record is checked with it
+_ABI = 2  # `ABI` in _decode.c; the size of the record is checked with it
 
 
 class _Job(ctypes.Structure):

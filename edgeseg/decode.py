@@ -46,8 +46,8 @@ class Grid:
 class Wants:
     """What to compute beside the class map, and how scores become labels.
 
-    `confidence` is the largest softmax probability (one-channel: max(p, 1 - p)), to 1e-6 for logits up to 20
-    and to the rounding of the scores beyond; below `unknown_below` a pixel gets
+    `confidence` is the largest softmax probability (one-channel: max(p, 1 - p)), to 1e-6 where neighbouring logits
+    differ by up to 20 and to the rounding of the differences beyond; below `unknown_below` a pixel gets
     255. `threshold` is for one-channel heads: class 1 where sigmoid(logit) > threshold, else 0. `labels` maps class
     index to label written, one per class (two for one-channel heads); 255 leaves a class out. `probabilities` says that
     the values are upsampled as probabilities, not logits: `threshold` then applies to them as they are, and confidence
@@ -138,8 +138,8 @@ def _decode_with(
         cols=cols,
         labels=_label_table(None if wants.labels is None else tuple(wants.labels), 2 if classes == 1 else classes),
         threshold=float(wants.threshold) if wants.probabilities else logit,
-        # What all dropped terms of the softmax sum could add stays below exp(-16), about 1e-7.
-        cut=-16.0 - math.log(classes),
+        # What all dropped terms of the softmax sum could add stays below exp(-16), about 1e-7; in powers of two.
+        cut=-(16.0 + math.log(classes)) / math.log(2),
         unknown_below=unknown,
         scored=wants.confidence or unknown > 0,
         counted=wants.counts,

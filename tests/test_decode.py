@@ -124,16 +124,31 @@ def test_one_channel_is_a_threshold_on_the_sigmoid(threshold):
     assert np.array_equal(decode(logits, (50, 61), wants=Wants(threshold=threshold)).class_map, found.class_map)
 
 
-@pytest.mark.parametrize("classes", [2, 21, 255])
-@pytest.mark.parametrize("gain", [0.0, 1.0, 8.0])
-def test_confidence_is_the_largest_softmax_probability(classes, gain):
-    logits = noise(classes, 9, 12, gain=gain)
-    found = decode(logits, (70, 300), wants=Wants(confidence=True))
-    scores = oracle_scores(logits, (70, 300))
+def confidence_errors(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    found = decode(logits, size, wants=Wants(confidence=True))
+    scores = oracle_scores(logits, size)
     expected = 1 / np.exp(scores - scores.max(axis=0)).sum(axis=0)
     assert found.confidence.dtype == np.float32
-    assert np.abs(found.confidence - expected).max() < max(1e-6, 6e-8 * np.abs(logits).max())
-    assert np.array_equal(found.class_map, class_map(logits, (70, 300)))
+    assert np.array_equal(found.class_map, class_map(logits, size))
+    return np.abs(found.confidence - expected)
+
+
+@pytest.mark.parametrize("classes", [2, 21, 150, 255])
+@pytest.mark.parametrize("gain", [0.0, 1.0, 4.0, 8.0, 300.0])
+@pytest.mark.parametrize("size", [(70, 300), (216, 192), (5, 7)])
+def test_confidence_is_the_largest_softmax_probability(classes, gain, size):
+    logits = noise(classes, 9, 12, gain=gain)
+    assert confidence_errors(logits, size).max() < max(1e-6, 6e-8 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize("classes", [2, 21, 150])
+def test_confidence_survives_a_common_offset_and_many_small_terms(classes):
+    """The offset is each pixel's own, as a network's may be; the small terms weigh as much as the best together."""
+    offset = np.round(noise(1, 9, 12, gain=500))
+    assert confidence_errors(np.round(noise(classes, 9, 12)) + offset, (200, 300)).max() < 1e-6
+    few = noise(classes, 9, 12, gain=0.5) - np.float32(np.log(classes))
+    few[classes // 2] = 0
+    assert confidence_errors(few, (200, 300)).max() < 1e-6
 
 
 def test_unsure_pixels_become_ignore():
