@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,6 +20,7 @@ from edgeseg.benchmarks.start import measure_start
 from edgeseg.benchmarks.watch import disturbances
 from edgeseg.bundle import MANIFEST, Bundle
 from edgeseg.calibration.datasets import Dataset, open_dataset
+from edgeseg.calibration.used_images import flattered, used_by
 from edgeseg.errors import BackendError, InputError
 from edgeseg.loading import EMBEDDED
 from edgeseg.registry import get
@@ -63,7 +65,8 @@ def bench(
     processes of their own: of one stride per backend and precision, of all if thorough; where a backend compiles for
     minutes, only then. `progress` is told each step. `root` is where /proc and /sys are.
 
-    What cannot be opened says so in its measurement. Raises InputError, BundleError or BackendError where something
+    What cannot be opened says so in its measurement; a RuntimeWarning and the results' method say where int8 is judged
+    on images that it was calibrated on. Raises InputError, BundleError or BackendError where something
     named is not there, or nothing can be opened.
     """
     _check(frame_size, seconds, rates)
@@ -73,6 +76,7 @@ def bench(
     if isinstance(images, (str, Path)):
         images = open_dataset(images, classes=manifest.classes)
     configurations = grid(bundle, output_strides, backends, precisions, threads)
+    flattery = _flattery(bundle, configurations, images)
     frames, fed = feed.frames_of(images, frame_size)
     with ExitStack() as held:
         cells = []
@@ -118,7 +122,7 @@ def bench(
         frames=fed,
         host=state,
         noise=_noise(sampled, load),
-        method=_method(starts, thorough, meter),
+        method=_method(starts, thorough, meter, flattery),
         command=command,
         began=began.isoformat(timespec="seconds"),
         measurements=tuple(found.values()),
@@ -134,6 +138,16 @@ def _check(frame_size: Size, seconds: float, rates: Sequence[float]) -> None:
     for hz in rates:
         if not 0 < hz <= 1000:
             raise InputError(f"rate is {hz}: give frames per second, above 0 and up to 1000")
+
+
+def _flattery(bundle: Bundle, configurations: Sequence[Configuration], images: Dataset | None) -> str:
+    """What is to be said where int8 is judged on images that it was made with; warned of too, before the minutes."""
+    if images is None or not images.labelled or all(one.precision != "int8" for one in configurations):
+        return ""
+    said = flattered(images.digests(), used_by(bundle))
+    if said:
+        warnings.warn(said, RuntimeWarning, stacklevel=3)
+    return said
 
 
 def _described(bundle: Bundle, cell: Cell) -> Measurement:
@@ -223,8 +237,8 @@ def _noise(sampled: sampling.Sampled, load: float | None) -> Noise:
     return Noise(round(found.claim, 5), bool(reasons), reasons)
 
 
-def _method(starts: bool, thorough: bool, meter: Meter | None) -> str:
-    said = [sampling.METHOD]
+def _method(starts: bool, thorough: bool, meter: Meter | None, flattery: str) -> str:
+    said = [flattery, sampling.METHOD] if flattery else [sampling.METHOD]
     if thorough:
         said.append(
             f"At least {THOROUGH.rounds} frames and {THOROUGH.seconds:g} s per configuration, as MLPerf Inference 0.5 "

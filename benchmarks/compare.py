@@ -181,7 +181,7 @@ def _unlike(before: Results, after: Results) -> list[str]:
     found = []
     old, new = before.host.fixed, after.host.fixed
     for key in dict.fromkeys((*old, *new)):
-        if old.get(key) != new.get(key):
+        if _unordered(key, old) != _unordered(key, new):
             found.append(f"hosts differ in {key} ({old.get(key, 'not said')} against {new.get(key, 'not said')})")
     if before.frames.digest != after.frames.digest:
         sides = [f"{run.frames.height}x{run.frames.width}, {run.frames.source}" for run in (before, after)]
@@ -194,6 +194,12 @@ def _unlike(before: Results, after: Results) -> list[str]:
             counts = [f"{one.images} images, {one.data[:12]}" for one in (first, second)]
             found.append(f"labelled images differ ({counts[0]} against {counts[1]})")
     return found
+
+
+def _unordered(key: str, fixed: dict[str, str]) -> str | set[str] | None:
+    """A fact of a host; of its runtimes which they are, as their order is only that in which they were named."""
+    said = fixed.get(key)
+    return said if said is None or key != "runtimes" else set(said.split(", "))
 
 
 def _row(before: Measurement, after: Measurement, claim: float) -> Row:

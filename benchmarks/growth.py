@@ -18,9 +18,8 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -28,14 +27,16 @@ import edgeseg
 from edgeseg import registry
 from edgeseg._terminal import status
 from edgeseg.backends.base import Options
-from edgeseg.benchmarks.growth_classes import Decoding, Floats, decodings
-from edgeseg.benchmarks.peers_contenders import frames_of
+from edgeseg.benchmarks.extras import Decoding, Growth, Stages
+from edgeseg.benchmarks.feed import frames_of
+from edgeseg.benchmarks.growth_classes import Floats, decodings
 from edgeseg.benchmarks.peers_graph import usual_graph
 from edgeseg.bundle import Bundle
+from edgeseg.calibration.datasets import Dataset, open_dataset
 from edgeseg.errors import EdgesegError
 from edgeseg.preprocess import Preprocessor
 from edgeseg.segmenter import Segmenter
-from edgeseg.types import Image, Size
+from edgeseg.types import Image, Precision, Size
 
 FRAMES: tuple[Size, ...] = ((480, 854), (720, 1280), (1080, 1920), (2160, 3840))
 CLASSES = (2, 21, 150)
@@ -47,30 +48,6 @@ _WARMUP = 3
 Tell = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """Median milliseconds per frame of one row: what it is ("1080x1920", "batch 4"), its total, and its stages."""
-
-    name: str
-    total_ms: float
-    preprocess_ms: float
-    network_ms: float
-    decode_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """All tables of one run, and what they say in sentences."""
-
-    network: str
-    pictures: str
-    frames: tuple[Stages, ...]
-    classes: tuple[Decoding, ...]
-    batches: tuple[Stages, ...]
-    threads: tuple[Stages, ...]
-    sentences: tuple[str, ...]
-
-
 @click.command()
 @click.option("--bundle", "path", type=click.Path(path_type=Path), default=edgeseg.EMBEDDED, help="The embedded one.")
 @click.option("--output-stride", type=int, default=16, show_default=True)
@@ -79,9 +56,11 @@ class Growth:
 @click.option("--images", "folder", type=click.Path(path_type=Path), help="Folder of photos; drawn scenes if left out.")
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
-def main(as_json: bool, **options: Any) -> None:
+def main(as_json: bool, folder: Path | None, path: Path, **options: Any) -> None:
+    classes = Bundle.open(path, verify=False).manifest.classes
+    images = None if folder is None else open_dataset(folder, classes=classes)
     with status() as tell:
-        found = grow(tell=tell, **options)
+        found = grow(path=path, images=images, tell=tell, **options)
     click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else table(found))
 
 
@@ -89,9 +68,9 @@ def grow(
     *,
     path: Path,
     output_stride: int = 16,
-    precision: Literal["int8", "fp32"] = "int8",
+    precision: Precision = "int8",
     backend: str = "openvino",
-    folder: Path | None = None,
+    images: Dataset | None = None,
     rounds: int = 30,
     frames: Sequence[Size] = FRAMES,
     classes: Sequence[int] = CLASSES,
@@ -100,14 +79,14 @@ def grow(
     threads: Sequence[int] = THREADS,
     tell: Tell = lambda step: None,
 ) -> Growth:
-    """Measure every table, batches and threads on frames of the first size of `decoded`.
+    """Measure every table, batches and threads on frames of the first size of `decoded`: of `images`, or drawn scenes.
 
     Raises BundleError for a variant that is not there, BackendError, InputError.
     """
     bundle = Bundle.open(path)
     load = functools.partial(edgeseg.load, path, backend=backend, precision=precision, output_stride=output_stride)
-    pictures = {size: frames_of(size, folder) for size in {*frames, decoded[0]}}
-    usual = pictures[decoded[0]]
+    pictures = {size: frames_of(images, size)[0] for size in {*frames, decoded[0]}}
+    usual, fed = frames_of(images, decoded[0])
     with ExitStack() as stack:
         segmenter = stack.enter_context(load())
         by_frame = _stages(
@@ -137,7 +116,7 @@ def grow(
         )
     return Growth(
         network=network,
-        pictures=f"{len(usual)} {'drawn scenes' if folder is None else 'photos'}, {rounds} rounds",
+        pictures=f"{fed.source}, {rounds} rounds",
         frames=by_frame,
         classes=by_classes,
         batches=by_batch,
@@ -203,7 +182,8 @@ def _batch(segmenter: Segmenter, frames: Sequence[Image], count: int) -> _Run:
 
 def _logits(bundle: Bundle, segmenter: Segmenter, frames: Sequence[Image]) -> list[Floats]:
     model, preprocessor = bundle.model(segmenter.variant), Preprocessor(bundle.manifest.preprocess)
-    with registry.get(segmenter.info.backend).open(model, "cpu", Options(model.precision), None) as session:
+    info = segmenter.info
+    with registry.get(info.backend).open(model, info.device, Options(model.precision), None) as session:
         return [session.run(preprocessor.prepare(frame))[0] for frame in frames]
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgeseg.benchmarks.extras import Decoding
 from edgeseg.decode import Wants, decode, usable_cpus
 from edgeseg.types import Size
 
@@ -25,22 +25,6 @@ _THREADED_PIXELS = 4_000_000
 
 Floats = npt.NDArray[np.float32]
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """Median milliseconds of decoding so many classes to a frame's size, plain and with confidence.
-
-    `contested` is the share of cells (four neighbouring logits vectors) whose corners have not one winner. `opencv_ms`:
-    cv2.resize of the scores and argmax, None where they take too much memory.
-    """
-
-    classes: int
-    frame: Size
-    contested: float
-    plain_ms: float
-    confidence_ms: float
-    opencv_ms: float | None
 
 
 def widened(logits: Sequence[Floats], classes: int, seed: int = 0) -> list[Floats]:

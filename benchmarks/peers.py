@@ -19,7 +19,6 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,53 +27,19 @@ import numpy as np
 
 from edgeseg import EMBEDDED
 from edgeseg._terminal import SizeType, status
-from edgeseg.benchmarks.peers_app import App, against_benchmark_app
-from edgeseg.benchmarks.peers_contenders import NETWORK, OURS, contenders, frames_of
+from edgeseg.benchmarks.extras import App, Comparison, Row
+from edgeseg.benchmarks.feed import frames_of
+from edgeseg.benchmarks.peers_app import against_benchmark_app
+from edgeseg.benchmarks.peers_contenders import NETWORK, OURS, contenders
 from edgeseg.benchmarks.peers_race import Ran, Spec, race
+from edgeseg.benchmarks.resized import as_asked
 from edgeseg.benchmarks.spread import Interval, median_interval, ratio, spread
 from edgeseg.bundle import Bundle
+from edgeseg.calibration.datasets import Dataset, open_dataset
 from edgeseg.errors import EdgesegError
 from edgeseg.types import Size
 
 _WIDTH = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One contender: median milliseconds and, round by round, its time by `against`'s, with 95 % intervals.
-
-    `agreement` is the share of all frames' pixels as in edgeseg's masks. Where it did not run, `missing` says why.
-    """
-
-    name: str
-    includes: str
-    against: str
-    runtime: str = ""
-    ms: float = 0.0
-    interval: Interval = (0.0, 0.0)
-    ratio: float = 0.0
-    ratio_interval: Interval = (0.0, 0.0)
-    agreement: float | None = None
-    quantized: int | None = None
-    missing: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """All rows of one run; `stages_ms` are edgeseg's own (preprocess, network, decode), `noise` what makes it doubtful.
-
-    `whole_by_network` is edgeseg's whole frame by OpenVINO's inference alone.
-    """
-
-    network: str
-    frames: str
-    rows: tuple[Row, ...]
-    stages_ms: tuple[float, float, float]
-    whole_by_network: float
-    whole_by_network_interval: Interval
-    noise: tuple[str, ...]
-    app: App | None
-    app_missing: str
 
 
 @click.command()
@@ -87,15 +52,19 @@ class Comparison:
 @click.option("--images", "folder", type=click.Path(path_type=Path), help="Folder of photos; drawn scenes if left out.")
 @click.option("--peers", type=click.Path(path_type=Path), metavar="PYTHON", help="Of an environment with Model API.")
 @click.option("--weights", type=click.Path(path_type=Path), help="The bundle's checkpoint: torch joins, in fp32.")
+@click.option("--size", type=SizeType(), help="Compare the network at this input size, exported anew from --weights.")
+@click.option("--calibrate-on", type=click.Path(path_type=Path), help="Photos for its int8; drawn scenes if left out.")
 @click.option(
     "--threads", type=click.IntRange(0), default=0, show_default=True, help="Of the network; 0: as they choose."
 )
 @click.option("--rounds", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--blocks", type=click.IntRange(0), default=12, show_default=True, help="Of benchmark_app; 0: without.")
 @click.option("--json", "as_json", is_flag=True)
-def main(as_json: bool, **options: Any) -> None:
+def main(as_json: bool, folder: Path | None, path: Path, **options: Any) -> None:
+    classes = Bundle.open(path, verify=False).manifest.classes
+    images = None if folder is None else open_dataset(folder, classes=classes)
     with status() as tell:
-        found = compare(tell=tell, **options)
+        found = compare(path=path, images=images, tell=tell, **options)
     click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else table(found))
 
 
@@ -105,18 +74,35 @@ def compare(
     output_stride: int,
     precision: Literal["int8", "fp32"],
     frame: Size,
-    folder: Path | None = None,
+    images: Dataset | None = None,
     peers: Path | None = None,
     weights: Path | None = None,
+    size: Size | None = None,
+    calibrate_on: Path | None = None,
     threads: int = 0,
     rounds: int = 100,
     blocks: int = 12,
     tell: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
-    """Run everything that is here; raises BundleError for a variant that the bundle lacks, BackendError, InputError."""
+    """Run everything that is here on four of `images`, or of drawn scenes.
+
+    With `size` (height, width), `weights` and `calibrate_on` it is the network at that input size (`resized.as_asked`).
+    Raises BundleError for a variant that the bundle lacks, BackendError, InputError.
+    """
     bundle = Bundle.open(path)
-    pictures = frames_of(frame, folder)
+    pictures, fed = frames_of(images, frame)
     with tempfile.TemporaryDirectory() as temporary:
+        bundle, exported = as_asked(
+            bundle,
+            size,
+            Path(temporary),
+            weights=weights,
+            calibrate_on=calibrate_on,
+            apart_from=images,
+            output_strides=(output_stride,),
+            int8=precision == "int8",
+            progress=tell,
+        )
         specs = contenders(bundle, output_stride, precision, pictures, Path(temporary), peers, weights, threads)
         ran, missing = race(specs[1:], rounds, tell)
         app, app_missing = None, "not asked for"
@@ -128,11 +114,11 @@ def compare(
             except EdgesegError as error:
                 app_missing = str(error)
     height, width = bundle.manifest.preprocess.input_size
-    kind = "drawn scenes" if folder is None else "photos"
     whole, interval = ratio(ran[OURS].ns, ran[NETWORK].ns) if NETWORK in ran else (0.0, (0.0, 0.0))
     return Comparison(
-        network=f"{bundle.manifest.name}, output stride {output_stride}, {precision}, {height}x{width}",
-        frames=f"{frame[0]}x{frame[1]}, {len(pictures)} {kind}, {rounds} rounds",
+        network=f"{bundle.manifest.name}, output stride {output_stride}, {precision}, {height}x{width}"
+        + f" ({exported})" * bool(exported),
+        frames=f"{frame[0]}x{frame[1]}, {fed.source}, {rounds} rounds",
         rows=tuple(_row(spec, ran, missing) for spec in specs[1:]),
         stages_ms=_stages(ran[OURS]),
         whole_by_network=whole,

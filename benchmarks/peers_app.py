@@ -8,11 +8,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from edgeseg.benchmarks.extras import App
 from edgeseg.benchmarks.peers_race import START_S, Spec, Worker
-from edgeseg.benchmarks.spread import Interval, ratio
+from edgeseg.benchmarks.spread import ratio
 from edgeseg.errors import BackendError
 from edgeseg.surgery.facts import one_line
 
@@ -22,23 +22,6 @@ _RUN = (  # it ends with its parent
 )
 _TOLD = ("PERFORMANCE_HINT", "OPTIMAL_NUMBER_OF_INFER_REQUESTS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
 _SHORT = {"<Type: 'float32'>": "f32", "<Type: 'bfloat16'>": "bf16", "<Type: 'float16'>": "f16"}
-
-
-@dataclass(frozen=True, slots=True)
-class App:
-    """Medians in milliseconds by block, of benchmark_app and ours, and ours / its with the 95 % interval.
-
-    `settings` is what benchmark_app ran with by its own words; `default_ms` and `default_settings` are of one run as it
-    comes, which is made for throughput.
-    """
-
-    theirs_ms: tuple[float, ...]
-    ours_ms: tuple[float, ...]
-    ratio: float
-    interval: Interval
-    settings: str
-    default_ms: float
-    default_settings: str
 
 
 def against_benchmark_app(

@@ -1,4 +1,4 @@
-"""Who takes part in the peers' comparison, what each includes, and the frames that all of them get."""
+"""Who takes part in the peers' comparison, and what each includes."""
 
 from __future__ import annotations
 
@@ -7,36 +7,18 @@ import itertools
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
-from edgeseg import images
 from edgeseg.benchmarks.peers_graph import usual_graph
 from edgeseg.benchmarks.peers_race import Spec
 from edgeseg.bundle import Bundle
-from edgeseg.errors import InputError
 from edgeseg.preprocess import Preprocessor
-from edgeseg.scene import street_scene
-from edgeseg.types import Image, Model, Size
+from edgeseg.types import Image, Model
 
 OURS = "edgeseg, OpenVINO"
 NETWORK = "OpenVINO alone"
 _OURS_ORT = "edgeseg, ONNX Runtime"
-_FRAMES = 8
 _PEERS = "pip install openvino-model-api in an environment, and give its Python as --peers"
-
-
-def frames_of(size: Size, folder: Path | None) -> list[Image]:
-    """Photos from all over a folder, enlarged to `size`, or drawn scenes; raises InputError where it has none."""
-    if folder is None:
-        return [street_scene(seed, size)[0] for seed in range(_FRAMES // 2)]
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: give one with photos")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in images.SUFFIXES)
-    if not paths:
-        raise InputError(f"{folder} holds no images: give a folder with photos")
-    chosen = paths[:: max(1, len(paths) // _FRAMES)][:_FRAMES]
-    return [np.asarray(cv2.resize(images.read(path), (size[1], size[0])), np.uint8) for path in chosen]
 
 
 def contenders(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgeseg._files import write_atomic
-from edgeseg.benchmarks import report_pictures, report_scatter, report_tables, report_times
+from edgeseg.benchmarks import report_extras, report_pictures, report_scatter, report_tables, report_times
 from edgeseg.benchmarks import report_words as words
 from edgeseg.benchmarks.report_html import Html, Part, tag
 from edgeseg.benchmarks.report_rows import Pick, Row, headline, picks, rows_of
@@ -119,6 +119,10 @@ def _sections(results: Results, rows: list[Row], main: Pick | None) -> Iterator[
         yield _section("rates", "At a camera's rate", words.RATES, rates)
     if starts := report_tables.starts(results):
         yield _section("start", "Cold start", words.START, starts)
+    if results.growth:
+        yield _section("growth", "As the work grows", report_extras.GROWTH, *report_extras.growth(results.growth))
+    if results.peers:
+        yield _section("peers", "Beside others", report_extras.PEERS, *report_extras.peers(results.peers))
     yield _section("method", "Machine and method", results.method, *_method(results))
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeseg.benchmarks.quality import unpack
 from edgeseg.benchmarks.results import Accuracy, Configuration, Latency, Measurement, Results
-from edgeseg.benchmarks.spread import Summary, ratio, summarise
+from edgeseg.benchmarks.spread import Interval, Summary, ratio, summarise
+from edgeseg.calibration.certificate import interval_of, resampled_mious
 from edgeseg.errors import InputError
 
 _BACKENDS = {
@@ -143,6 +145,23 @@ def front(rows: Sequence[Row]) -> list[Row]:
     return kept
 
 
+def behind(rows: Sequence[Row]) -> list[tuple[float, Interval] | None]:
+    """Points of mIoU that the most accurate is ahead of each, and their 95 % interval, drawn image by image.
+
+    None where no counts by image are kept, or of other images. Raises InputError for counts that are damaged.
+    """
+    kept = {at: table for at, row in enumerate(rows) if row.accuracy and (table := unpack(row.accuracy)) is not None}
+    if not kept:
+        return [None] * len(rows)
+    best = max(kept, key=lambda at: rows[at].miou)
+    same = [at for at in kept if _images(rows[at]) == _images(rows[best])]
+    drawn = dict(zip(same, resampled_mious([kept[at] for at in same], seed=0), strict=True))
+    return [
+        (rows[best].miou - row.miou, interval_of(drawn[best] - drawn[at])) if at in drawn else None
+        for at, row in enumerate(rows)
+    ]
+
+
 def picks(rows: Sequence[Row], claim: float) -> list[Pick]:
     """At most four choices, from the tightest limit to the loosest, each at the lowest limit that it is right for.
 
@@ -173,6 +192,11 @@ def headline(found: Sequence[Pick]) -> Pick | None:
     if any(pick.limit is None for pick in found):
         return min(found, key=lambda pick: pick.row.frame.p50)
     return found[(len(found) - 1) // 2] if found else None
+
+
+def _images(row: Row) -> tuple[str, int, tuple[str, ...]] | None:
+    """What was labelled, and how."""
+    return (row.accuracy.data, row.accuracy.images, tuple(row.accuracy.iou)) if row.accuracy else None
 
 
 def _choice(rows: Sequence[Row]) -> Row:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeseg.benchmarks.report_html import Html, Part, color, scrolling, tag
-from edgeseg.benchmarks.report_rows import Row, named
+from edgeseg.benchmarks.report_rows import Row, behind, named
 from edgeseg.benchmarks.report_words import ms, percent, size
 from edgeseg.benchmarks.results import Host, Measurement, Results
-from edgeseg.benchmarks.spread import summarise
+from edgeseg.benchmarks.spread import Interval, summarise
 
 Cell = tuple[Part, float] | None
 """What is written, and what it is sorted by; None where it was not measured."""
@@ -57,7 +57,10 @@ def grid(rows: Sequence[Row]) -> list[Html]:
 
 
 def class_heat(rows: Sequence[Row]) -> Html:
-    """IoU by class and configuration, each cell shaded by its value; the best of a class is bold and marked."""
+    """IoU by class and configuration, each cell shaded by its value; the best of a class is bold and marked.
+
+    Below their mean, how far it is from the most accurate's, where images can be paired.
+    """
     series = list(dict.fromkeys(row.series for row in rows))
     order = sorted(rows, key=lambda row: (series.index(row.series), row.stride))
     judged = [(row, row.accuracy) for row in order if row.accuracy is not None]
@@ -69,7 +72,9 @@ def class_heat(rows: Sequence[Row]) -> Html:
     means = [accuracy.miou for _, accuracy in judged]
     head = [tag("th", f"{row.series} ", tag("span", f"stride {row.stride}"), scope="col") for row, _ in judged]
     top = tag("tr", tag("th", "Class", scope="col", class_="stays"), head)
-    foot = tag("tfoot", _heat_row("mean", means))
+    leads = behind([row for row, _ in judged])
+    paired = tag("tr", tag("th", "to best", scope="row", class_="stays"), map(_lead, leads)) if any(leads) else None
+    foot = tag("tfoot", _heat_row("mean", means), paired)
     return scrolling(tag("table", tag("thead", top), tag("tbody", lines), foot, class_="heat"), "IoU by class")
 
 
@@ -84,6 +89,17 @@ def _heat_row(name: str, values: Sequence[float | None]) -> Html:
         kind = "best" if float(text) == best else None
         cells.append(tag("td", text, style=f"--v:{value / 100:.3f}", class_=kind))
     return tag("tr", tag("th", name, scope="row", class_="stays"), cells)
+
+
+def _lead(found: tuple[float, Interval] | None) -> Html:
+    """How far the most accurate is ahead."""
+    if found is None:
+        return tag("td", "–")
+    points, (low, high) = found
+    if not any((points, low, high)):
+        return tag("td", "best", class_="best")
+    half = tag("small", f" ±{(high - low) / 2:.2f}", title=f"{low:.3f} to {high:.3f} points")
+    return tag("td", f"{points:.2f}", half)
 
 
 def starts(results: Results) -> Html | None:

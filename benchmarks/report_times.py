@@ -17,43 +17,58 @@ _WIDTH, _HIGH, _BASE, _STRIP = 300.0, 8.0, 84.0, (108.0, 140.0)
 _BINS, _MOMENTS = 50, 60
 _MOST_LATE = 2.0
 """Times the median: what is later than this is counted in the last bar."""
-_BAR = 1000.0
+BAR = 1000.0
+"""Of a bar as wide as there is room, in its own units."""
 
 
 def stage_bars(rows: Sequence[Row]) -> Html:
     """A bar per configuration, all on one scale, with the runtime's own time on the same graph marked."""
-    scale = _BAR / max(max(row.preprocess + row.network + row.decode, row.frame.p50, row.raw or 0) for row in rows)
-    return tag("ol", [_stage_row(row, scale) for row in rows], class_="bars")
+    scale = BAR / max(max(row.preprocess + row.network + row.decode, row.frame.p50, row.raw or 0) for row in rows)
+    bars = [
+        stage_bar(row.label, row.frame.p50, (row.preprocess, row.network, row.decode), scale, row.raw, row.ratio)
+        for row in rows
+    ]
+    return tag("ol", bars, class_="bars")
 
 
-def _stage_row(row: Row, scale: float) -> Html:
+def stage_bar(
+    label: str,
+    total: float,
+    stages: tuple[float, float, float],
+    scale: float,
+    raw: float | None = None,
+    ratio: float | None = None,
+) -> Html:
+    """One bar, `scale` to the millisecond, of preprocess, network and decode; `raw` is the runtime alone, `ratio` the
+    frame over it."""
     parts, x, words = [], 0.0, []
-    for name, value in (("preprocess", row.preprocess), ("network", row.network), ("decode", row.decode)):
+    named = list(zip(("preprocess", "network", "decode"), stages, strict=True))
+    for name, value in named:
         parts.append(tag("rect", x=x, y=0, width=value * scale, height=20, class_=name))
         words.append(tag("span", tag("i", class_=f"swatch {name}"), f"{name} ", tag("b", ms(value)), class_="part"))
         x += value * scale
-    if row.raw is not None:
-        at = row.preprocess * scale + row.raw * scale
+    if raw is not None:
+        at = stages[0] * scale + raw * scale
         parts.append(tag("path", d=f"M{at:.2f} -4V24", class_="raw"))
-        words.append(tag("span", tag("i", class_="swatch raw"), "runtime alone ", tag("b", ms(row.raw)), class_="part"))
-        words.append(tag("span", "frame / runtime ", tag("b", f"×{row.ratio:.2f}"), class_="part"))
-    title = f"{row.label}: preprocess {ms(row.preprocess)}, network {ms(row.network)}, decode {ms(row.decode)} ms"
-    return tag("li", *_named_bar(row, title, parts), tag("p", words, class_="parts"))
+        words.append(tag("span", tag("i", class_="swatch raw"), "runtime alone ", tag("b", ms(raw)), class_="part"))
+        words.append(tag("span", "frame / runtime ", tag("b", f"×{ratio:.2f}"), class_="part"))
+    title = f"{label}: {', '.join(f'{name} {ms(value)}' for name, value in named)} ms"
+    return tag("li", *_named_bar(label, total, title, parts), tag("p", words, class_="parts"))
 
 
-def _named_bar(row: Row, title: str, parts: Sequence[Html]) -> list[Html]:
+def _named_bar(label: str, total: float, title: str, parts: Sequence[Html]) -> list[Html]:
     """The configuration, its median, and a bar as wide as there is room."""
-    box = f"0 -4 {_BAR:g} 28"
+    box = f"0 -4 {BAR:g} 28"
     return [
-        tag("span", row.label, class_="name"),
-        tag("b", with_unit(row.frame.p50), class_="total"),
+        tag("span", label, class_="name"),
+        tag("b", with_unit(total), class_="total"),
         tag("svg", tag("title", title), parts, viewBox=box, preserveAspectRatio="none", role="img"),
     ]
 
 
 def range_bars(rows: Sequence[Row]) -> Html:
     """Median to 99th percentile of each configuration on one scale from zero: the chart where no accuracy is known."""
-    scale = _BAR / max(_late(row) for row in rows)
+    scale = BAR / max(_late(row) for row in rows)
     items = []
     for row in rows:
         p50, p90, p99 = (value * scale for value in (row.frame.p50, row.frame.p90, _late(row)))
@@ -63,7 +78,7 @@ def range_bars(rows: Sequence[Row]) -> Html:
             tag("path", d=f"M{p90:.2f} 4V16M{p99:.2f} 1V19", class_="tail"),
         ]
         title = f"{row.label}: p50 {ms(row.frame.p50)}, p90 {ms(row.frame.p90)}, p99 {ms(row.frame.p99)} ms"
-        items.append(tag("li", *_named_bar(row, title, parts)))
+        items.append(tag("li", *_named_bar(row.label, row.frame.p50, title, parts)))
     return tag("ol", items, class_="bars")
 
 

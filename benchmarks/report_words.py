@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from edgeseg.benchmarks.report_rows import Pick, Row
+from edgeseg.benchmarks.report_rows import Pick, Row, behind
 from edgeseg.benchmarks.results import Noise, Results
 
 _THIN = "\u202f"
@@ -121,8 +121,10 @@ def chart(rows: Sequence[Row], measured: int) -> str:
     if widths:
         words += (
             f" Heights are sure to about ±{sum(widths) / len(widths) / 2:.1f} points for other images of the kind; "
-            "all configurations saw the same ones, so their differences are surer."
+            "all configurations saw the same ones, so their differences are surer"
         )
+        errors = [high - low for found in behind(rows) if found for low, high in (found[1],) if high > low]
+        words += f", to about ±{sum(errors) / len(errors) / 2:.2f}." if errors else "."
     if measured > len(rows):
         words += f" Without a known accuracy {measured - len(rows)} of {measured} configurations are not here."
     return words
@@ -166,6 +168,8 @@ def classes(row: Row, rows: Sequence[Row]) -> str:
             f" Stride {same[0].stride} instead of {same[-1].stride} helps {most} most: "
             f"{coarse.get(most) or 0:.1f} to {fine.get(most) or 0:.1f}."
         )
+    if any(behind(rows)):
+        words += " Below the mean: points to the most accurate, compared image by image, with the 95 % interval."
     return words
 
 

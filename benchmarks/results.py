@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgeseg._files import write_atomic
 from edgeseg._records import RecordError, from_json, to_json
+from edgeseg.benchmarks.extras import Comparison, Growth
 from edgeseg.errors import InputError
 
 FORMAT = 1
@@ -87,7 +88,8 @@ class Accuracy:
 
     `iou` by class name, None where the class occurs neither in labels nor in masks. `boundary_f` is the F-score of
     class boundaries within `boundary_pixels`. `agreement` is the share of pixels as the reference's, which `reference`
-    names. `data` identifies the images (`edgeseg.calibration.datasets.digest_of`).
+    names. `data` identifies the images (`edgeseg.calibration.datasets.digest_of`). `overlaps` are the counts by image
+    and class, packed by `quality.pack`: `compare` pairs two runs image by image with them.
     """
 
     images: int
@@ -166,7 +168,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """One run of the benchmark. `classes` name -> "#rrggbb"."""
+    """One run of the benchmark. `classes` name -> "#rrggbb".
+
+    `growth` and `peers` (a comparison for each precision) are measured on request, after the grid.
+    """
 
     bundle: str
     bundle_digest: str
@@ -180,6 +185,8 @@ class Results:
     began: str
     measurements: tuple[Measurement, ...]
     samples: tuple[Sample, ...] = ()
+    growth: Growth | None = None
+    peers: tuple[Comparison, ...] = ()
     format: int = FORMAT
 
 

@@ -1,28 +1,32 @@
-"""Choosing output stride, precision, backend and threads on this machine, and writing the choice into the bundle."""
+"""Choosing output stride, precision, backend and threads on this machine, and writing the choice into the bundle.
+
+Input sizes too, where the bundle's checkpoint is given.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from edgeseg._machine import processor
 from edgeseg.benchmarks import quality
 from edgeseg.benchmarks.feed import frames_of
 from edgeseg.benchmarks.grid import Cache, grid, load_configuration
-from edgeseg.benchmarks.results import Accuracy, Configuration
+from edgeseg.benchmarks.results import Configuration
 from edgeseg.benchmarks.sampling import Contender, Goal, sample
 from edgeseg.benchmarks.spread import ratio, spread
+from edgeseg.benchmarks.tune_choice import Candidate, choose, explain, named
+from edgeseg.benchmarks.tune_sizes import by_size, check_sizes
 from edgeseg.bundle import Bundle, refuse_overwrite, write
-from edgeseg.calibration.certificate import MAX_DROP
 from edgeseg.calibration.datasets import Dataset
+from edgeseg.calibration.used_images import refuse_used, used_by
 from edgeseg.decode import usable_cpus
 from edgeseg.errors import BackendError, BundleError, InputError
 from edgeseg.loading import EMBEDDED, device_kind
@@ -31,27 +35,10 @@ from edgeseg.segmenter import Segmenter
 from edgeseg.types import Image, Precision, Size
 
 _ROUNDS = 12
-_CLOSE = 3
 
 Tell = Callable[[str], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One configuration: nanoseconds per whole frame, round by round, and where it was measured its accuracy."""
-
-    configuration: Configuration
-    frame_ns: tuple[int, ...]
-    accuracy: Accuracy | None = None
-
-    @property
-    def p50_ns(self) -> int:
-        """The median."""
-        return int(np.median(self.frame_ns))
-
-    def __str__(self) -> str:
-        miou = "" if self.accuracy is None else f", mIoU {self.accuracy.miou:.2f}"
-        return f"{self.configuration.name} {self.p50_ns / 1e6:.2f} ms{miou}"
+Key = tuple[Size | None, Configuration]
+"""A configuration, and of which input size where several compete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +66,9 @@ def tune(
     backends: Sequence[str] | None = None,
     frame_size: Size = (1080, 1920),
     seconds: float = 20.0,
+    sizes: Sequence[Size] = (),
+    weights: Path | None = None,
+    calibrate_on: Dataset | None = None,
     overwrite: bool = False,
     cache: Cache = "auto",
     progress: Tell = lambda step: None,
@@ -92,42 +82,57 @@ def tune(
     asked for: the finest output stride that keeps it is taken, int8 only with a certificate that holds, bf16 never. The
     threads are chosen last, and are the runtime's choice unless another number is surely faster.
 
-    The bundle is written in place, or as `output`; those that ship with edgeseg only as that. Where nothing fits,
-    nothing is written. Raises InputError, BundleError, BackendError.
+    Other input `sizes` of the network compete too, exported anew from the bundle's checkpoint `weights`
+    (`benchmarks.resized`), their int8 calibrated on `calibrate_on`, or on drawn scenes. Without `images` the finest is
+    then what divides the frame most finely, and their int8, which has no certificate, is left out. All configurations
+    of all sizes are open at once, so that they take turns: memory is the sum of theirs.
+
+    The bundle is written in place, or as `output`; those that ship with edgeseg only as that, and with `sizes` always:
+    it is the bundle of the size that won. Where nothing fits, nothing is written. Raises InputError, also where int8
+    was calibrated on any of the `images`; BundleError, BackendError; ExportError, CalibrationError of other sizes.
     """
     _check(max_latency_ms, min_miou, images, seconds)
+    check_sizes(sizes, weights, calibrate_on, images, output)
     bundle = Bundle.open(bundle_path)
     target = _target(bundle, output, overwrite)
+    if images is not None:
+        refuse_used(bundle, images.digests(), used_by(bundle))
     frames, _ = frames_of(images, frame_size)
-    everything = grid(bundle, None, backends, None, 0, bf16=images is not None)
-    configurations, notes = _offered(bundle, everything, certified=images is None)
-    with ExitStack() as held:
-        opened = _open(bundle, configurations, cache, held, notes, progress)
-        found = _sampled(opened, frames, seconds, notes, progress)
-        if not found:
-            raise BackendError(f"nothing could be measured: {notes[0] if notes else 'no backend'}")
-        pool = [one for one in found if max_latency_ms is None or one.p50_ns <= 1e6 * max_latency_ms]
-        if not pool:
-            size = f"{frame_size[0]}x{frame_size[1]}"
-            raise InputError(f"nothing segments a {size} frame in {max_latency_ms:g} ms: the fastest is {found[0]}")
-        if images is not None:
-            for index, one in enumerate(pool):
-                progress(f"accuracy of {one.configuration.name} on {len(images)} images")
-                pool[index] = replace(one, accuracy=quality.measure(opened[one.configuration], images))
-            known = {one.configuration: one for one in pool}
-            found = [known.get(one.configuration, one) for one in found]
+
+    def offered(one: Bundle) -> tuple[list[Configuration], list[str]]:
+        everything = grid(one, None, backends, None, 0, bf16=images is not None)
+        return _offered(one, everything, certified=images is None)
+
+    own, notes = offered(bundle)
+    with tempfile.TemporaryDirectory() as folder:
+        bundles = by_size(bundle, sizes, weights, calibrate_on, Path(folder), notes, progress, int8=images is not None)
+        keys = [(size, each) for size, one in bundles.items() for each in (own if one is bundle else offered(one)[0])]
+        with ExitStack() as held:
+            opened = _open(bundles, keys, cache, held, notes, progress)
+            found = _sampled(opened, frames, seconds, notes, progress)
+            if not found:
+                raise BackendError(f"nothing could be measured: {notes[0] if notes else 'no backend'}")
+            pool = [one for one in found if max_latency_ms is None or one.p50_ns <= 1e6 * max_latency_ms]
+            if not pool:
+                size = f"{frame_size[0]}x{frame_size[1]}"
+                raise InputError(f"nothing segments a {size} frame in {max_latency_ms:g} ms: the fastest is {found[0]}")
+            if images is not None:
+                for index, one in enumerate(pool):
+                    progress(f"accuracy of {one.name} on {len(images)} images")
+                    accuracy = quality.measure(opened[one.input_size, one.configuration], images)
+                    pool[index] = replace(one, accuracy=accuracy)
+                known = {one.name: one for one in pool}
+                found = [known.get(one.name, one) for one in found]
         if images is not None and len(images) < MIN_IMAGES:
             notes.append(
                 f"mIoU of {len(images)} image{'s' * (len(images) != 1)} says little: give {MIN_IMAGES} or more"
             )
-    chosen, why = _choose(pool, max_latency_ms, min_miou)
-    final, said = _threads(bundle, chosen, frames, seconds / 2, cache, progress)
-    others = [one for one in found if one.configuration != chosen.configuration]
-    others.sort(key=lambda one: abs(math.log(one.p50_ns / chosen.p50_ns)))
-    close = "; ".join(map(str, others[:_CLOSE])) or "nothing else was measured"
-    explanation = f"chosen: {final}{said}", f"why: {why}", f"close: {close}"
-    tuned = _record(final, frame_size)
-    return Choice(_write(bundle, target, tuned, overwrite), tuned, explanation, tuple(found), tuple(notes))
+        chosen, why = choose(pool, max_latency_ms, min_miou)
+        bundle = bundles[chosen.input_size]
+        final, said = _threads(bundle, chosen, frames, seconds / 2, cache, progress)
+        tuned = _record(final, frame_size)
+        written = _write(bundle, target, tuned, overwrite)
+    return Choice(written, tuned, explain(chosen, final, why, said, found), tuple(found), tuple(notes))
 
 
 def _check(max_latency_ms: float | None, min_miou: float | None, images: Dataset | None, seconds: float) -> None:
@@ -182,27 +187,28 @@ def _offered(
 
 
 def _open(
-    bundle: Bundle,
-    configurations: Sequence[Configuration],
+    bundles: Mapping[Size | None, Bundle],
+    keys: Sequence[Key],
     cache: Cache,
     held: ExitStack,
     notes: list[str],
     progress: Tell,
-) -> dict[Configuration, Segmenter]:
+) -> dict[Key, Segmenter]:
     opened = {}
-    for one in configurations:
-        progress(f"opening {one.name}")
+    for size, configuration in keys:
+        name = named(size, configuration)
+        progress(f"opening {name}")
         try:
-            segmenter = load_configuration(bundle, one, cache)
+            segmenter = load_configuration(bundles[size], configuration, cache)
         except BackendError as error:
-            notes.append(f"{one.name} does not run: {error}")
+            notes.append(f"{name} does not run: {error}")
             continue
-        opened[one] = held.enter_context(segmenter)
+        opened[size, configuration] = held.enter_context(segmenter)
     return opened
 
 
 def _sampled(
-    opened: dict[Configuration, Segmenter], frames: Sequence[Image], seconds: float, notes: list[str], progress: Tell
+    opened: dict[Key, Segmenter], frames: Sequence[Image], seconds: float, notes: list[str], progress: Tell
 ) -> list[Candidate]:
     """Fastest first."""
     if not opened:
@@ -211,31 +217,11 @@ def _sampled(
     latencies = sample(contenders, frames, Goal(seconds, _ROUNDS), tell=progress).latencies
     noise = spread([latency.frame_ns for latency in latencies])
     notes += [f"noisy: {reason}" for reason in noise.reasons]
-    found = [Candidate(one, latency.frame_ns) for one, latency in zip(opened, latencies, strict=True)]
+    found = [
+        Candidate(one, latency.frame_ns, input_size=size)
+        for (size, one), latency in zip(opened, latencies, strict=True)
+    ]
     return sorted(found, key=lambda one: one.p50_ns)
-
-
-def _choose(pool: list[Candidate], max_latency_ms: float | None, min_miou: float | None) -> tuple[Candidate, str]:
-    """Of candidates that are fast enough, fastest first, all with accuracy or none; and why this one."""
-    fast = f"the {len(pool)} within {max_latency_ms:g} ms" if max_latency_ms is not None else f"all {len(pool)}"
-    if pool[0].accuracy is None:
-        finest = min(one.configuration.output_stride for one in pool)
-        chosen = next(one for one in pool if one.configuration.output_stride == finest)
-        return chosen, f"the fastest at the finest output stride of {fast}"
-    best = max(pool, key=_miou)
-    if min_miou is not None:
-        right = [one for one in pool if _miou(one) >= min_miou]
-        if not right:
-            raise InputError(f"nothing reaches mIoU {min_miou:g} of {fast}: the most accurate is {best}")
-        if max_latency_ms is None:
-            return right[0], f"the fastest of {len(right)} that reach mIoU {min_miou:g}, of {len(pool)} measured"
-        pool = right
-    chosen = next(one for one in pool if _miou(one) >= _miou(best) - MAX_DROP)
-    return chosen, f"the fastest within {MAX_DROP:g} points of the best mIoU, {_miou(best):.2f}, of {fast}"
-
-
-def _miou(candidate: Candidate) -> float:
-    return -math.inf if candidate.accuracy is None else candidate.accuracy.miou
 
 
 def _threads(
@@ -247,8 +233,8 @@ def _threads(
         return kept
     counts = [0, *sorted({2**power for power in range(cpus.bit_length())} | {cpus})]
     with ExitStack() as held:
-        tried = [replace(chosen.configuration, threads=count) for count in counts]
-        opened = _open(bundle, tried, cache, held, [], progress)
+        tried = [(chosen.input_size, replace(chosen.configuration, threads=count)) for count in counts]
+        opened = _open({chosen.input_size: bundle}, tried, cache, held, [], progress)
         found = {one.configuration: one for one in _sampled(opened, frames, seconds, [], progress)}
     usual = found.pop(chosen.configuration, None)
     if usual is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeseg._records import RecordError, from_json
@@ -52,10 +53,26 @@ def refuse_unfit(bundle: Bundle, images: LabelledImages, used: dict[str, Used], 
             f"a certificate needs {MIN_IMAGES} different images or more, these are {len(digests)}: give more, or "
             "measure without certify"
         )
+    refuse_used(bundle, digests, used)
+    height, width = images.frame(0).shape[:2]
+    images.label(0, (height, width))
+
+
+def refuse_used(bundle: Bundle, digests: Mapping[str, str], used: dict[str, Used]) -> None:
+    """Raise InputError where any of these images (`Dataset.digests`) went into the bundle's int8 variants."""
     for seen in used.values():
         refuse_overlap(digests, seen.images, "images", f"calibration images of {bundle.path.name}")
         refuse_overlap(
             digests, seen.guard_images, "images", f"images that chose the float layers of {bundle.path.name}"
         )
-    height, width = images.frame(0).shape[:2]
-    images.label(0, (height, width))
+
+
+def flattered(digests: Mapping[str, str], used: dict[str, Used]) -> str:
+    """Whether accuracy in int8 says too much, being of images that int8 was made with: a sentence, or nothing.
+
+    `digests` are those of the images that it is measured on (`Dataset.digests`), `used` the bundle's (`used_by`).
+    """
+    count = len(digests.keys() & {one for seen in used.values() for one in (*seen.images, *seen.guard_images)})
+    if not count:
+        return ""
+    return f"Accuracy in int8 is flattered: {count} of the {len(digests)} images were used to calibrate it."

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +35,8 @@ from edgeseg.benchmarks.results import (
 )
 from edgeseg.benchmarks.sampling import fixed_rate
 from edgeseg.benchmarks.start import measure_start
+from edgeseg.bundle import Bundle
+from edgeseg.calibration.datasets import open_dataset
 from edgeseg.commands.bench import _lines
 from edgeseg.errors import BackendError, BundleError, EdgesegError, InputError
 from edgeseg.result import Segmentation
@@ -103,6 +107,24 @@ def test_labelled_images_are_the_frames_and_tell_accuracy(labelled: Path, monkey
     assert raw["simulate"] == 0  # it has no raw runner
     assert all(picture.label for picture in found.samples)
     assert found.frames.source == f"3 images of {labelled}, resized"
+
+
+def test_int8_judged_on_its_own_images_is_called_flattered(
+    labelled: Path, tiny_int8: Path, tmp_path: Path, write_int8: Callable[..., Bundle]
+) -> None:
+    images = open_dataset(labelled, classes=Bundle.open(TINY).manifest.classes)
+    first, second, _ = images.digests()
+    ranges = json.dumps({"images": [first], "guard_images": [second]}).encode()
+    graphs = {(16, "cpu"): (tiny_int8 / "os16-int8-cpu.onnx").read_bytes()}
+    path = write_int8(TINY, tmp_path / "own.edgeseg", graphs, ranges).path
+    for precision in ("int8", "fp32"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = bench(path, output_strides=[16], backends=["ort"], precisions=[precision], frame_size=SMALL,
+                          images=images, seconds=0.1, starts=False)  # fmt: skip
+        said = "Accuracy in int8 is flattered: 2 of the 3 images were used to calibrate it."
+        assert [str(one.message) for one in caught] == [said] * (precision == "int8")
+        assert found.method.startswith(said) == (precision == "int8")
 
 
 def test_what_cannot_be_opened_says_so_beside_what_can() -> None:

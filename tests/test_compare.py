@@ -154,6 +154,17 @@ def test_unlike_runs_are_refused_by_name(change: dict[str, Any], named: str) -> 
     assert len(notes) == 1
 
 
+def test_runtimes_may_be_named_in_any_order() -> None:
+    one = Measurement(FINE, latency=latency(10))
+    runs = [
+        results(one, host=Host({"runtimes": said}))
+        for said in ("ort 1.2, openvino 3", "openvino 3, ort 1.2", "ort 1.2")
+    ]
+    assert not compare(runs[0], runs[1]).notes
+    with pytest.raises(InputError, match=r"hosts differ in runtimes \(ort 1\.2, openvino 3 against ort 1\.2\)"):
+        compare(runs[0], runs[2])
+
+
 def test_other_images_and_classes_are_refused(counts: tuple[np.ndarray, np.ndarray]) -> None:
     before = results(Measurement(FINE, accuracy=accuracy(counts[0])))
     other = results(Measurement(FINE, accuracy=accuracy(counts[0], data="e" * 64)))

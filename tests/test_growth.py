@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from edgeseg.benchmarks.growth import Stages, _frame_sentences, grow, table
+from edgeseg.benchmarks.extras import Stages
+from edgeseg.benchmarks.growth import _frame_sentences, grow, table
 from edgeseg.benchmarks.growth_classes import contested, widened
 from edgeseg.bundle import Bundle
 from edgeseg.loading import EMBEDDED

@@ -22,8 +22,10 @@ pytest.importorskip("openvino")
 
 from edgeseg import EMBEDDED
 from edgeseg.benchmarks import peers_race
-from edgeseg.benchmarks.peers import NETWORK, OURS, Comparison, compare, table
-from edgeseg.benchmarks.peers_contenders import contenders, frames_of
+from edgeseg.benchmarks.extras import Comparison
+from edgeseg.benchmarks.feed import frames_of
+from edgeseg.benchmarks.peers import NETWORK, OURS, compare, table
+from edgeseg.benchmarks.peers_contenders import contenders
 from edgeseg.benchmarks.peers_graph import IMAGE, usual_graph
 from edgeseg.benchmarks.peers_race import Spec, Worker, race
 from edgeseg.bundle import Bundle
@@ -148,7 +150,7 @@ def test_a_worker_that_fails_is_one_line(tmp_path: Path) -> None:
 def test_a_worker_that_hangs_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(signal, "SIGSTOP"):
         pytest.skip("no signal stops a process here")
-    _, ours, network, *_ = contenders(Bundle.open(TINY), 16, "fp32", frames_of(FRAME, None), tmp_path, None, None, 1)
+    _, ours, network, *_ = contenders(Bundle.open(TINY), 16, "fp32", frames_of(None, FRAME)[0], tmp_path, None, None, 1)
     made: list[Kept] = []
 
     class Kept(Worker):
@@ -217,10 +219,3 @@ def _runs(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a zombie's is empty
     return False
-
-
-def test_frames_of_a_folder_without_images(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no images"):
-        frames_of(FRAME, tmp_path)
-    with pytest.raises(InputError, match="no folder"):
-        frames_of(FRAME, tmp_path / "none")

@@ -17,7 +17,8 @@ import pytest
 
 cv2 = pytest.importorskip("cv2", reason="the report compares its pictures with OpenCV")
 
-from edgeseg.benchmarks import report, report_rows, report_words
+from edgeseg.benchmarks import quality, report, report_rows, report_words
+from edgeseg.benchmarks.extras import App, Comparison, Decoding, Growth, Row, Stages
 from edgeseg.benchmarks.report_html import Html, tag
 from edgeseg.benchmarks.results import (
     Accuracy,
@@ -38,11 +39,44 @@ from edgeseg.benchmarks.spread import summarise
 from edgeseg.errors import InputError
 from edgeseg.palette import CAMVID
 from edgeseg.scene import street_scene
+from edgeseg.scoring import means
 from edgeseg.types import ClassMap
 
 CLASSES = {info.name: "#{:02x}{:02x}{:02x}".format(*info.color) for info in CAMVID}
 IOU = dict(zip(CLASSES, (91.8, 83.4, 31.5, 95.2, 80.6, 76.9, 44.8, 47.3, 86.1, 58.7, 62.5), strict=True))
 VOID = {"meta", "img", "br", "hr"}
+GROWTH = Growth(
+    "camvid, OpenVINO 2026.2, output stride 16, int8, 360x480",
+    "drawn scenes 64 to 67, 30 rounds",
+    frames=(Stages("480x854", 10.93, 0.35, 10.21, 0.33), Stages("2160x3840", 16.91, 2.1, 10.4, 4.31)),
+    classes=(
+        Decoding(21, (1080, 1920), 0.092, 1.33, 6.9, 140.2),
+        Decoding(150, (1080, 1920), 0.12, 3.88, 31.5, 1650.0),
+        Decoding(150, (2160, 3840), 0.12, 10.2, 92.0, None),
+    ),
+    batches=(Stages("batch 1", 34.1, 0.72, 32.1, 1.2), Stages("batch 4", 33.0, 0.72, 30.9, 1.2)),
+    threads=(Stages("threads 1", 20.3, 0.7, 18.4, 1.1),),
+    sentences=("The network is the bottleneck at every frame size.",),
+)
+OURS, ORT, NO_API = "edgeseg, OpenVINO", "edgeseg, ONNX Runtime", "No module named 'model_api' (pip install it)"
+PEERS = Comparison(
+    "camvid, output stride 16, int8, 360x480",
+    "1080x1920, drawn scenes 64 to 67, 100 rounds",
+    rows=(
+        Row(OURS, "resize, network, exact mask", OURS, "OpenVINO 2026.2", 12.1, (12.0, 12.2), 1.0, (1.0, 1.0), 1.0),
+        Row("OpenVINO alone", "the network", OURS, "openvino", 10.6, (10.5, 10.7), 0.88, (0.87, 0.89), None, 52),
+        Row("Model API, coarse logits, soft", "all", OURS, missing=f"Model API, coarse logits, soft fails: {NO_API}"),
+        Row("Model API, coarse logits, not soft", "all", OURS, missing=f"Model API, coarse logits, not soft: {NO_API}"),
+        Row(ORT, "resize, network, exact mask", ORT, "ONNX Runtime", 16.4, (16.3, 16.5), 1.0, (1.0, 1.0), 0.9999),
+        Row("ONNX Runtime and numpy", "all", ORT, "onnxruntime", 44.3, (44.0, 44.6), 2.7, (2.67, 2.75), 0.997),
+    ),
+    stages_ms=(0.7, 10.3, 1.1),
+    whole_by_network=1.14,
+    whole_by_network_interval=(1.13, 1.15),
+    noise=("medians scatter: differences below 9.0% cannot be told",),
+    app=App((10.2,) * 3, (10.4,) * 3, 1.02, (1.01, 1.03), "PERFORMANCE_HINT LATENCY", 19.9, "as it comes"),
+    app_missing="",
+)
 HOSTILE = "</script><script>alert('1')</script>\" onload=\"x\" & <b>'"
 
 
@@ -128,6 +162,8 @@ def example() -> Results:
         began="2026-11-23T02:10:00+00:00",
         measurements=measurements,
         samples=tuple(sample(seed, measurements) for seed in (3, 5, 11)),
+        growth=GROWTH,
+        peers=(PEERS, replace(PEERS, network="camvid, fp32", app=None, app_missing="no app")),
     )  # fmt: skip
 
 
@@ -176,7 +212,7 @@ def text(results: Results) -> str:
 
 def only(results: Results, *indices: int, **changes: Any) -> Results:
     chosen = tuple(replace(results.measurements[index], **changes) for index in indices)
-    return replace(results, measurements=chosen, samples=())
+    return replace(results, measurements=chosen, samples=(), growth=None, peers=())
 
 
 def test_the_page_is_whole_and_holds_all_it_needs(text: str) -> None:
@@ -220,6 +256,44 @@ def test_numbers_are_the_results_own(results: Results, text: str) -> None:
     # two tables have a p50: the runtime's own comes after the frame's
     medians = sorted(np.median(one.latency.raw_ns) / 1e6 for one in results.measurements if one.latency)
     assert sorted(float(row["p50"][1] or "") for row in found.values()) == pytest.approx(medians)
+
+
+def test_accuracy_is_compared_image_by_image(results: Results) -> None:
+    rng = np.random.default_rng(5)
+    union = rng.integers(500, 5000, (30, len(CLASSES)))
+    hits = (union * rng.uniform(0.3, 1, union.shape)).astype(np.int64)
+    tables = [np.stack([hits - loss * union // 100, union]) for loss in (1, 0, 2)]
+    judged = []
+    for one, table in zip(results.measurements, tables, strict=False):
+        iou, miou = means(table.sum(axis=1))
+        by_class = dict(zip(CLASSES, iou.tolist(), strict=True))
+        interval = (float(miou) - 3, float(miou) + 3)
+        accuracy = Accuracy(30, "5a", float(miou), interval, 90.0, by_class, 70.0, 4.5, 1.0, "", quality.pack(table))
+        judged.append(replace(one, accuracy=accuracy))
+    assert judged[2].accuracy is not None
+    other = replace(results.measurements[3], accuracy=replace(judged[2].accuracy, data="5b", miou=1.0))
+    found = replace(results, measurements=(*judged, other, results.measurements[4]), samples=())
+    rows = report_rows.rows_of(found)
+    by_label = dict(zip([row.label for row in rows], report_rows.behind(rows), strict=True))
+    labels = [label for _, label in report_rows.labels(found)]
+    assert by_label[labels[3]] is by_label[labels[4]] is None  # of other images, and without counts
+    assert by_label[labels[1]] == (0, (0, 0))
+    drawn = rng.integers(0, 30, (3000, 30))
+    for at in (0, 2):
+        points, interval = by_label[labels[at]] or (0.0, (0.0, 0.0))
+        best, this = (np.array([means(tables[n][:, images].sum(axis=1))[1] for images in drawn]) for n in (1, at))
+        assert points == pytest.approx(means(tables[1].sum(axis=1))[1] - means(tables[at].sum(axis=1))[1])
+        assert interval == pytest.approx(np.percentile(best - this, [2.5, 97.5]), abs=0.002)
+    page = Page(report.page(found))
+    heads, line = page.tables[1][0], page.tables[1][-1]
+    assert line[0][0] == "to best"
+    shown = {head.replace(" stride", ", stride"): text for (head, _), (text, _) in zip(heads, line, strict=True)}
+    points = [ahead[0] if (ahead := by_label[label]) else 0.0 for label in labels[:3]]
+    assert [shown[label][:4] for label in labels] == [f"{points[0]:.2f}", "best", f"{points[2]:.2f}", "–", "–"]
+    assert "so their differences are surer, to about ±0.0" in page.text
+    damaged = replace(judged[0], accuracy=replace(judged[2].accuracy, overlaps="eA=="))
+    with pytest.raises(InputError, match="the overlaps of an accuracy are damaged"):
+        report.page(replace(found, measurements=(damaged, judged[1])))
 
 
 def test_the_sentence_is_the_best_choice(results: Results) -> None:
@@ -280,6 +354,13 @@ def test_hostile_names_stay_text(results: Results) -> None:
         host=Host({HOSTILE: HOSTILE}, {HOSTILE: HOSTILE}), noise=Noise(0.1, True, (HOSTILE,)), method=HOSTILE,
         command=HOSTILE, began=HOSTILE, frames=Frames(1, 1, HOSTILE, HOSTILE), samples=(sample,),
         measurements=(bad, *results.measurements[1:3], failed),
+        growth=replace(GROWTH, network=HOSTILE, sentences=(HOSTILE,), threads=(Stages(HOSTILE, 1.0, 0.2, 0.6, 0.2),)),
+        peers=(
+            replace(
+                PEERS, network=HOSTILE, frames=HOSTILE, noise=(HOSTILE,), app=None, app_missing=HOSTILE,
+                rows=(Row(HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1.0, (1.0, 1.0), 1.0, (1.0, 1.0), 1.0), *PEERS.rows[1:]),
+            ),
+        ),
     )  # fmt: skip
     page = Page(report.page(hostile))
     assert len(page.all("script")) == 1
@@ -317,6 +398,30 @@ def test_what_was_not_measured_is_left_out(results: Results, tmp_path: Path) -> 
     assert "Too few frames" in Page(report.page(replace(none, measurements=(few,)))).text
     save(bare, tmp_path / "out.json")
     assert report.page(read(tmp_path / "out.json")) == report.page(bare)
+
+
+def test_growth_and_peers_are_the_results_own(results: Results, text: str, tmp_path: Path) -> None:
+    page = Page(text)
+    classes, int8, _ = page.tables[-3:]
+    assert [[cell for cell, _ in line] for line in classes[2:]] == [
+        ["21", "9\u202f%", "1.33", "6.90", "140", "–", "–", "–"],
+        ["150", "12\u202f%", "3.88", "31.5", "1\u202f650", "10.2", "92.0", "too large"],
+    ]
+    rows = {line[0][0]: [cell for cell, _ in line[1:]] for line in int8[1:]}
+    assert list(rows) == [OURS, "OpenVINO alone", ORT, "ONNX Runtime and numpy"]
+    assert rows["OpenVINO alone"] == [
+        "10.6 ±0.10", "0.88(0.87 to 0.89)", "–", "the network; openvino; 52 convolutions in int8"
+    ]  # fmt: skip
+    assert rows["ONNX Runtime and numpy"][1:3] == [f"2.70(2.67 to 2.75)of {ORT}", "99.70\u202f%"]
+    for said in (
+        "The network is the bottleneck at every frame size.", "2160×3840", "the others take 2.70 times as long",
+        f"Model API, coarse logits, soft; Model API, coarse logits, not soft: {NO_API}", "Did not run: no app",
+        "edgeseg's session takes 10.4\u202fms, 1.020 (1.010 to 1.030) times", "differences below 9.0%",
+        "the whole frame takes 1.140 (1.130 to 1.150) times the network alone",
+    ):  # fmt: skip
+        assert said in page.text
+    save(results, tmp_path / "out.json")
+    assert read(tmp_path / "out.json") == results
 
 
 def test_differences_are_where_a_labelled_pixel_is_another(results: Results, text: str) -> None:

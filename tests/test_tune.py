@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from edgeseg import images, loading
 from edgeseg._machine import processor
 from edgeseg.benchmarks.grid import grid
 from edgeseg.benchmarks.results import Accuracy, Configuration
-from edgeseg.benchmarks.tune import Candidate, _choose, _offered, tune
+from edgeseg.benchmarks.tune import _offered, tune
+from edgeseg.benchmarks.tune_choice import Candidate, choose
 from edgeseg.bundle import Bundle, write
 from edgeseg.calibration.datasets import open_dataset
 from edgeseg.cli import main
@@ -30,6 +32,7 @@ from edgeseg.testing import TINY, street_scene
 pytest.importorskip("onnxruntime")
 
 HERE = Tuned(processor(), usable_cpus(), "ort", "cpu", "fp32", 8, 1, (64, 96), 500_000, "2026-01-02T03:04:05+00:00")
+OTHER = (64, 96)
 FAST: dict[str, Any] = {"backends": ["ort"], "frame_size": (64, 96), "seconds": 0.1, "cache": None}
 
 
@@ -65,6 +68,53 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@dataclasses.dataclass(frozen=True)
+class Street:
+    """A small U-Net of input size 32x48 with int8, its checkpoint, and images.
+
+    Two that int8 was calibrated on, two more, and four labelled with what torch says of them at `OTHER`.
+    """
+
+    bundle: Path
+    weights: Path
+    used: Path
+    more: Path
+    labelled: Path
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Street:
+    pytest.importorskip("torch", reason="networks are exported anew from torch")
+    pytest.importorskip("onnxscript", reason="torch exports with it")
+    safetensors = pytest.importorskip("safetensors.torch")
+    from edgeseg.benchmarks.networks import calm
+    from edgeseg.benchmarks.quality import torch_masks
+    from edgeseg.calibration.recipe import calibrate
+    from edgeseg.models import unet
+
+    folder = tmp_path_factory.mktemp("street")
+    for name, seeds in (("used", (0, 1)), ("more", (2, 3)), ("labelled/images", range(4, 8))):
+        (folder / name).mkdir(parents=True)
+        for seed in seeds:
+            images.write(folder / name / f"{seed}.png", street_scene(seed, (64, 96))[0])
+    model = unet(num_classes=3, base_channels=2).eval()
+    calm(model)
+    safetensors.save_file(model.state_dict(), folder / "unet.safetensors")
+    exported = edgeseg.export(
+        model, folder / "float.edgeseg", input_size=(32, 48), classes=["a", "b", "c"], mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    made = calibrate(exported.path, folder / "street.edgeseg", folder / "used", encodings=("cpu",)).bundle
+    larger = dataclasses.replace(made.manifest.preprocess, input_size=OTHER)
+    answers = torch_masks(
+        Bundle(made.path, dataclasses.replace(made.manifest, preprocess=larger)), folder / "unet.safetensors", 1
+    )
+    (folder / "labelled/labels").mkdir()
+    for seed in range(4, 8):
+        frame = images.read(folder / "labelled/images" / f"{seed}.png")
+        cv2.imwrite(str(folder / "labelled/labels" / f"{seed}.png"), answers(frame))
+    return Street(made.path, folder / "unet.safetensors", folder / "used", folder / "more", folder / "labelled")
+
+
 def candidate(name: str, stride: int, p50_ms: float, miou: float | None = None) -> Candidate:
     accuracy = None if miou is None else Accuracy(20, "", miou, (miou, miou), 0, {}, 0, 0, 1, "")
     return Candidate(Configuration(name, "cpu", stride, "fp32", "float"), (int(1e6 * p50_ms),), accuracy)
@@ -73,21 +123,31 @@ def candidate(name: str, stride: int, p50_ms: float, miou: float | None = None) 
 def test_what_is_chosen_with_accuracy() -> None:
     pool = [candidate("a", 32, 5, 60.0), candidate("b", 16, 9, 71.9), candidate("c", 16, 12, 72.05),
             candidate("d", 8, 20, 72.1)]  # fmt: skip
-    assert _choose(pool, 25, None)[0].configuration.backend == "b"  # 0.2 points less, and the fastest of these
-    assert _choose(pool[:1], 8, None)[0].configuration.backend == "a"
-    assert _choose(pool, None, 60)[0].configuration.backend == "a"
-    assert _choose(pool, None, 72.06)[0].configuration.backend == "d"
-    assert _choose(pool, 25, 72)[0].configuration.backend == "c"
+    assert choose(pool, 25, None)[0].configuration.backend == "b"  # 0.2 points less, and the fastest of these
+    assert choose(pool[:1], 8, None)[0].configuration.backend == "a"
+    assert choose(pool, None, 60)[0].configuration.backend == "a"
+    assert choose(pool, None, 72.06)[0].configuration.backend == "d"
+    assert choose(pool, 25, 72)[0].configuration.backend == "c"
     with pytest.raises(
         InputError, match=r"nothing reaches mIoU 80 of the 4 within 25 ms: the most accurate is d .*72\.10"
     ):
-        _choose(pool, 25, 80)
+        choose(pool, 25, 80)
 
 
 def test_what_is_chosen_without() -> None:
     pool = [candidate("a", 16, 5), candidate("b", 8, 9), candidate("c", 8, 12)]
-    chosen, why = _choose(pool, 15, None)
+    chosen, why = choose(pool, 15, None)
     assert (chosen.configuration.backend, why) == ("b", "the fastest at the finest output stride of the 3 within 15 ms")
+
+
+def test_what_is_finest_among_input_sizes() -> None:
+    pool = [
+        dataclasses.replace(candidate("a", stride, p50_ms), input_size=size)
+        for stride, p50_ms, size in ((8, 5, (120, 160)), (8, 9, (240, 320)), (16, 12, (512, 512)))
+    ]
+    chosen, why = choose(pool, 15, None)
+    assert (chosen, why) == (pool[1], "the fastest with the finest grid, 30x40 on the frame, of the 3 within 15 ms")
+    assert str(chosen) == "a cpu fp32 os8 at 240x320 9.00 ms"
 
 
 def test_the_choice_is_written_and_load_goes_by_it(tmp_path: Path) -> None:
@@ -238,3 +298,76 @@ def test_the_command(tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixtu
         assert (out, err.count("\n")) == ("", 1)
         assert named in err
     assert not (tmp_path / "b").exists()
+
+
+def test_another_input_size_wins_where_it_is_more_right(
+    street: Street, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, manifest = tmp_path / "new.edgeseg", (street.bundle / "manifest.json").read_bytes()
+    arguments = [
+        street.bundle, "--size", "32x48,64x96", "--weights", street.weights, "--calibrate-on", street.more,
+        "--data", street.labelled, "--max-latency", "10s",
+        "--frames", "64x96", "--seconds", "1", "--backend", "ort", "-o", new, "--json",
+    ]  # fmt: skip
+    assert main(["tune", *map(str, arguments)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert re.match(r"chosen: ort cpu fp32 os1( t\d+)? at 64x96 ", report["explanation"][0])
+    assert " at 32x48 " in report["explanation"][2]
+    assert any(f"calibrated on 2 images of {street.more}" in note for note in report["notes"])
+    miou = {(*one["input_size"], one["precision"]): one["miou"] for one in report["candidates"]}
+    assert set(miou) == {(*size, precision) for size in ((32, 48), OTHER) for precision in ("fp32", "int8")}
+    assert miou[32, 48, "fp32"] < miou[64, 96, "fp32"] == report["tuned"]["miou"] == pytest.approx(100, abs=0.01)
+    written = Bundle.open(new).manifest
+    assert tuple(report["input_size"]) == written.preprocess.input_size == OTHER
+    assert (written.name, [one.p50_ns for one in written.tuned]) == ("new", [report["tuned"]["p50_ns"]])
+    assert (street.bundle / "manifest.json").read_bytes() == manifest
+    with edgeseg.load(new, cache=None) as segmenter:
+        assert "tuned here on" in segmenter.choice
+        label = cv2.imread(str(street.labelled / "labels/4.png"), cv2.IMREAD_UNCHANGED)
+        found = segmenter(images.read(street.labelled / "images/4.png")).class_map
+        assert np.mean(found == label) >= 0.9999
+
+
+def test_without_labels_other_sizes_compete_in_float_only(street: Street, tmp_path: Path) -> None:
+    new = tmp_path / "new.edgeseg"
+    found = tune(street.bundle, new, max_latency_ms=10_000, sizes=[OTHER], weights=street.weights, **FAST)
+    assert {(one.input_size, one.configuration.precision) for one in found.candidates} == {
+        ((32, 48), "fp32"),
+        (OTHER, "fp32"),
+    }
+    assert found.bundle.manifest.preprocess.input_size == OTHER
+    assert found.explanation[1] == "why: the fastest with the finest grid, 64x96 on the frame, of the 2 within 10000 ms"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--size", "64"], "'64' is not a size"),
+        (["--size", "8x8", "--weights", "W", "-o", "O"], "input size is 8x8: give height x width, each 32 to 8192"),
+        (["--size", "64x96", "-o", "O"], "give the bundle's checkpoint (--weights"),
+        (["--size", "64x96", "--weights", "W"], "say where to write it (-o)"),
+        (["--weights", "W", "-o", "O"], "are for other input sizes: give those too"),
+        (["--size", "64x96", "--weights", "W", "--calibrate-on", "MORE", "-o", "O"], "give labelled images too"),
+        (["--size", "64x96", "--weights", "W", "--calibrate-on", "IMAGES", "--data", "DATA", "-o", "O"],
+         "4 of the 4 images to calibrate on are among the images to measure on"),
+        (["--data", "USED", "--labels", "LABELS"], "1 of the 2 images are among the calibration images of "),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_tuned_is_one_line(
+    street: Street, tmp_path: Path, options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed, labels = tmp_path / "mixed", tmp_path / "labels"  # one that int8 was calibrated on among others
+    mixed.mkdir()
+    labels.mkdir()
+    for source in (street.used / "0.png", street.labelled / "images/4.png"):
+        shutil.copy(source, mixed)
+        shutil.copy(street.labelled / "labels/4.png", labels / source.name)
+    paths = {
+        "W": street.weights, "O": tmp_path / "out.edgeseg", "MORE": street.more, "DATA": street.labelled,
+        "IMAGES": street.labelled / "images", "USED": mixed, "LABELS": labels,
+    }  # fmt: skip
+    arguments = [street.bundle, "--max-latency", "10s", *(paths.get(one, one) for one in options)]
+    assert main(["tune", *map(str, arguments)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert told in err

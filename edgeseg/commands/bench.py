@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +16,9 @@ import click
 from edgeseg._terminal import Finite, NumbersType, SizeType, status
 from edgeseg.benchmarks import report as reports
 from edgeseg.benchmarks.bench import bench
+from edgeseg.benchmarks.extras_run import extended, planned, tables
+from edgeseg.benchmarks.grid import grid
+from edgeseg.benchmarks.resized import as_asked
 from edgeseg.benchmarks.results import Measurement, Noise, Results, save
 from edgeseg.benchmarks.spread import LIMIT, P99_SAMPLES, ratio, summarise
 from edgeseg.bundle import Bundle
@@ -28,6 +33,8 @@ _EPILOG = """
 Example: edgeseg bench --report bench.html
          edgeseg bench street.edgeseg --backend openvino --precision int8 --rate 30 --json street.json
          edgeseg bench --data camvid --split val --thorough --json thorough.json
+         edgeseg bench street.edgeseg --size 512x512 --weights street.safetensors
+         edgeseg bench --growth --peers ~/peers/bin/python --report bench.html
 """
 
 
@@ -50,15 +57,25 @@ Example: edgeseg bench --report bench.html
 @click.option("--split", metavar="NAME", help="Which split of --data.")
 @click.option("--ignore", type=click.IntRange(0, 255), metavar="N", help="A label value that means no class.")
 @click.option("--weights", type=click.Path(path_type=Path), metavar="FILE",
-              help="The bundle's checkpoint: agreement is then with torch fp32.")  # fmt: skip
+              help="The bundle's checkpoint: for --size, and on --data agreement is then with torch "
+              "fp32.")  # fmt: skip
+@click.option("--size", type=SizeType(), help="Measure the network at this input size, exported anew from --weights.")
+@click.option("--calibrate-on", type=click.Path(path_type=Path), metavar="DIR",
+              help="Images for its int8, none of --data; drawn scenes if left out.")  # fmt: skip
 @click.option("--rate", "rates", type=NumbersType(float), help="Also simulate cameras of these rates, in Hz: 10,30,60.")
 @click.option("--seconds", type=Finite(1), default=60, show_default=True,
-              help="How long all configurations together are sampled.")  # fmt: skip
+              help="How long all configurations together are sampled; "
+              "less than 60 shortens --growth and --peers.")  # fmt: skip
 @click.option("--thorough", is_flag=True,
               help="1024 frames and 60 s for each configuration, and every one's cold start.")  # fmt: skip
 @click.option("--no-start", is_flag=True, help="Leave out the cold starts.")
 @click.option("--threads", type=click.IntRange(0), default=0, metavar="N",
               help="CPU threads of the network; 0: the runtime's choice.")  # fmt: skip
+@click.option("--growth", is_flag=True,
+              help="Then also the cost as frames, classes, batch and threads grow.")  # fmt: skip
+@click.option("--peers", type=click.Path(path_type=Path), metavar="PYTHON",
+              help="Then also others on the same graph and frames; PYTHON is of an environment with "
+              "openvino-model-api.")  # fmt: skip
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE.json", help="Write every sample.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write a page with charts.")
 def command(
@@ -73,11 +90,15 @@ def command(
     split: str | None,
     ignore: int | None,
     weights: Path | None,
+    size: Size | None,
+    calibrate_on: Path | None,
     rates: tuple[float, ...] | None,
     seconds: float,
     thorough: bool,
     no_start: bool,
     threads: int,
+    growth: bool,
+    peers: Path | None,
     json_path: Path | None,
     report: Path | None,
 ) -> None:
@@ -88,18 +109,38 @@ def command(
     """
     for file in filter(None, (json_path, report)):
         _check_writable(file)
-    images = None
+    images, bundle = None, Bundle.open(bundle_path, verify=False)
     if data is not None:
-        classes = Bundle.open(bundle_path, verify=False).manifest.classes
+        classes = bundle.manifest.classes
         images = open_dataset(data, labels, classes=classes, layout=layout, split=split, ignore=ignore)
-    elif labels is not None or split is not None or ignore is not None or weights is not None:
-        raise InputError("--labels, --split, --ignore and --weights are about --data: give that too")
+    elif labels is not None or split is not None or ignore is not None:
+        raise InputError("--labels, --split and --ignore are about --data: give that too")
+    elif weights is not None and size is None and peers is None:
+        raise InputError("--weights is for --data, --size or --peers: give one of these too")
+    backends = None if backend == "all" else _names(backend)
+    precisions = None if precision is None else cast(list[Precision], _names(precision))
+    plan = None
+    if growth or peers is not None:
+        plan = planned(bundle, strides, backends, precisions, threads, growth=growth, peers=peers, weights=weights)
+    if size is not None:
+        grid(bundle, strides, backends, precisions, threads)  # mistakes are told before minutes of exporting
     with status() as tell:
-        results = bench(
-            bundle_path,
+        bundle, exported = as_asked(
+            bundle,
+            size,
+            Path(click.get_current_context().with_resource(tempfile.TemporaryDirectory())),
+            weights=weights,
+            calibrate_on=calibrate_on,
+            apart_from=images,
             output_strides=strides,
-            backends=None if backend == "all" else _names(backend),
-            precisions=None if precision is None else cast(list[Precision], _names(precision)),
+            int8=precisions is None or "int8" in precisions,
+            progress=tell,
+        )
+        results = bench(
+            bundle.path,
+            output_strides=strides,
+            backends=backends,
+            precisions=precisions,
             frame_size=frame_size,
             images=images,
             weights=weights,
@@ -111,12 +152,25 @@ def command(
             command=shlex.join(["edgeseg", *sys.argv[1:]]),
             progress=tell,
         )
+    if exported:
+        results = replace(results, method=f"Measured is the {exported}. {results.method}")
+    _write(results, json_path, report)
+    for line in [*_lines(results), *filter(None, [exported])]:
+        click.echo(line)
+    if plan is not None:
+        with status() as tell:
+            for more in extended(results, plan, bundle, images=images, seconds=seconds, tell=tell):
+                results = more
+                _write(results, json_path, report)  # whatever happens, what is measured so far is kept
+        for text in tables(results):
+            click.echo(f"\n{text}")
+
+
+def _write(results: Results, json_path: Path | None, report: Path | None) -> None:
     if json_path is not None:
         save(results, json_path)
     if report is not None:
         reports.write(results, report)
-    for line in _lines(results):
-        click.echo(line)
 
 
 def _check_writable(file: Path) -> None:
