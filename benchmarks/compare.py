@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeseg.benchmarks.quality import unpack
 from edgeseg.benchmarks.results import Accuracy, Configuration, Measurement, Results
-from edgeseg.benchmarks.spread import Samples, median_interval
+from edgeseg.benchmarks.spread import LIMIT, Samples, median_interval
 from edgeseg.calibration.certificate import interval_of, resampled_mious
 from edgeseg.errors import InputError
 
@@ -111,6 +111,11 @@ def compare(
     claim = max(before.noise.claim, after.noise.claim)
     rows = tuple(_row(old[one], new[one], claim) for one in shared)
     notes = list(unlike)
+    runtimes = float(np.median([row.network.change for row in rows if row.network] or [1.0]))
+    if abs(runtimes - 1) > LIMIT:
+        notes.append(
+            f"the runtimes alone take {runtimes:.2f} times as long, in the median: the machine changed, or they did"
+        )
     for name, run in zip(names, (before, after), strict=True):
         if run.noise.noisy:
             notes.append(f"{name} is noisy: {'; '.join(run.noise.reasons) or 'it does not say why'}")

@@ -47,7 +47,7 @@ _WIDTH = 50
     "--bundle", "path", type=click.Path(path_type=Path), default=EMBEDDED, help="The embedded one if left out."
 )
 @click.option("--output-stride", type=int, default=16, show_default=True)
-@click.option("--precision", type=click.Choice(["int8", "fp32"]), default="int8", show_default=True)
+@click.option("--precision", type=click.Choice(["int8", "fp32", "bf16"]), default="int8", show_default=True)
 @click.option("--frame", type=SizeType(), default="1080x1920", show_default=True)
 @click.option("--images", "folder", type=click.Path(path_type=Path), help="Folder of photos; drawn scenes if left out.")
 @click.option("--peers", type=click.Path(path_type=Path), metavar="PYTHON", help="Of an environment with Model API.")
@@ -72,7 +72,7 @@ def compare(
     *,
     path: Path,
     output_stride: int,
-    precision: Literal["int8", "fp32"],
+    precision: Literal["int8", "fp32", "bf16"],
     frame: Size,
     images: Dataset | None = None,
     peers: Path | None = None,

@@ -29,13 +29,13 @@ def against_benchmark_app(
 ) -> App:
     """Let benchmark_app (this environment's) and a `session` worker run `iterations` each, in turns, `blocks` times.
 
-    Both synchronously on the same prepared batch, in f32 where the graph is not quantized, for the least latency.
+    Both synchronously on the same prepared batch, in f32 (or bf16, if that is compared) where the graph is not quantized, for the least latency.
     Raises BackendError where either fails.
     """
     wanted = ["-hint", "latency"]
     if threads:  # its own rule: the hint and the number of threads exclude each other
         wanted = ["-hint", "none", "-api", "sync", "-nstreams", "1", "-nthreads", str(threads)]
-    wanted += ["-infer_precision", "f32"]
+    wanted += ["-infer_precision", "bf16" if session.settings["precision"] == "bf16" else "f32"]
     theirs, ours, settings = [], [], ""
     with tempfile.TemporaryDirectory() as folder, Worker(session, Path(folder)) as worker:
         seconds = START_S + iterations

@@ -24,7 +24,7 @@ _PEERS = "pip install openvino-model-api in an environment, and give its Python 
 def contenders(
     bundle: Bundle,
     output_stride: int,
-    precision: Literal["int8", "fp32"],
+    precision: Literal["int8", "fp32", "bf16"],
     pictures: list[Image],
     folder: Path,
     peers: Path | None,
@@ -33,7 +33,8 @@ def contenders(
 ) -> list[Spec]:
     """edgeseg's session, for benchmark_app; then the contenders, edgeseg first."""
     manifest = bundle.manifest
-    variant = bundle.variant(output_stride, precision, "cpu" if precision == "int8" else "float")
+    int8 = precision == "int8"
+    variant = bundle.variant(output_stride, "int8" if int8 else "fp32", "cpu" if int8 else "float")
     model = bundle.model(variant)
     usual = usual_graph(model, manifest.preprocess, folder / "usual.onnx")
     enlarged = usual_graph(model, manifest.preprocess, folder / "enlarged.onnx", enlarged=True)

@@ -61,8 +61,8 @@ def _session(settings: Settings) -> Contender:
     edgeseg, registry = import_module("edgeseg"), import_module("edgeseg.registry")
     base = import_module("edgeseg.backends.base")
     bundle, precision = edgeseg.Bundle.open(settings["bundle"]), settings["precision"]
-    encoding = {"encoding": "cpu"} if precision == "int8" else {}
-    model = bundle.model(bundle.variant(settings["output_stride"], precision, **encoding))
+    written = ("int8", "cpu") if precision == "int8" else ("fp32", "float")
+    model = bundle.model(bundle.variant(settings["output_stride"], *written))
     options = base.Options(precision, settings["threads"])
     session = registry.get(settings["backend"]).open(model, "cpu", options, None)
     return Contender(session.describe().runtime, session.run)
@@ -165,7 +165,8 @@ def _torch(settings: Settings) -> Contender:
 
 def _openvino_config(settings: Settings) -> dict[str, Any]:
     threads = {"INFERENCE_NUM_THREADS": settings["threads"]} if settings["threads"] else {}
-    return {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", **threads}
+    hint = "bf16" if settings["precision"] == "bf16" else "f32"
+    return {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint, **threads}
 
 
 def _openvino_version(openvino: Any, compiled: Any) -> str:

@@ -91,7 +91,7 @@ def rows_of(results: Results) -> list[Row]:
                     label,
                     measurement,
                     found,
-                    frame=summarise(found.frame_ns),
+                    frame=summarise(found.frame_ns, results.noise.claim),
                     preprocess=_median(found.preprocess_ns),
                     network=_median(found.network_ns),
                     decode=_median(found.decode_ns),

@@ -56,17 +56,22 @@ class Spread:
     reasons: tuple[str, ...]
 
 
-def summarise(samples: Samples) -> Summary:
-    """The figures for a table; raises ValueError without samples."""
+def summarise(samples: Samples, claim: float = 0.0) -> Summary:
+    """The figures for a table; raises ValueError without samples.
+
+    With the run's `Spread.claim`, `interval` is no narrower than one run's share of it: blocks of one configuration
+    alone may lie close together by chance, and the next run's elsewhere.
+    """
     values = np.asarray(samples, np.float64) / 1e6
     if not len(values):
         raise ValueError("no samples")
     p90, p99 = (float(value) for value in np.quantile(values, (0.9, 0.99), method="inverted_cdf"))
     p50, enough = float(np.median(values)), len(values) >= P99_SAMPLES
+    (low, high), alone = median_interval(values), claim / np.sqrt(2)
     return Summary(
         count=len(values),
         p50=p50,
-        interval=median_interval(values),
+        interval=(min(low, p50 * (1 - alone)), max(high, p50 * (1 + alone))),
         p90=p90,
         p99=p99 if enough else None,
         largest=float(values.max()),
@@ -102,8 +107,9 @@ def spread(configurations: Sequence[Samples]) -> Spread:
     """Judge a run by every configuration's samples, one a round each.
 
     The run is split in ten blocks of rounds. `claim` is the half-width of the 95 % interval of the difference between
-    two such runs' block medians, of the configuration where it is largest; `drift` is Theil and Sen's slope through
-    the blocks' medians of all configurations together, over the whole run.
+    two such runs' block medians, of the configuration where it is largest, or the drift if that is more: what drifts
+    in a run does so between runs too. `drift` is Theil and Sen's slope through the blocks' medians of all
+    configurations together, over the whole run.
     """
     values = [np.asarray(samples, np.float64) for samples in configurations]
     rounds = min(map(len, values), default=0)
@@ -117,6 +123,7 @@ def spread(configurations: Sequence[Samples]) -> Spread:
     common = np.median(medians, axis=0)
     slopes = [(common[j] - common[i]) / (j - i) for i, j in itertools.combinations(range(count), 2)]
     drift = float(np.median(slopes)) * (count - 1)
+    claim = max(claim, abs(drift))
     long = float((levels > _LONG).mean())
     reasons = []
     if claim > LIMIT:

@@ -177,6 +177,14 @@ def test_other_images_and_classes_are_refused(counts: tuple[np.ndarray, np.ndarr
     assert not compare(before, fewer, anyway=True).rows[0].paired
 
 
+def test_a_slower_machine_is_told_from_slower_code() -> None:
+    times_ms = ((20, 15), (24, 15), (24, 18))
+    one, slower_code, slower_machine = (results(Measurement(FINE, latency=latency(*pair))) for pair in times_ms)
+    assert compare(one, slower_code).notes == ()
+    (note,) = compare(one, slower_machine).notes
+    assert note.startswith("the runtimes alone take 1.20 times as long")
+
+
 def test_what_only_one_run_has_and_noise_are_told() -> None:
     fine, coarse = Measurement(FINE, latency=latency(10)), Measurement(COARSE, latency=latency(5))
     noisy = results(fine, coarse, noise=Noise(0.2, True, ("times drifted by +9.0 %",)))

@@ -203,7 +203,7 @@ def _lines(results: Results) -> Iterator[str]:
         f"on {results.host.fixed.get('processor', 'an unknown processor')}"
     )
     measured = [one for one in results.measurements if one.latency is not None]
-    rows = [_HEADS, *map(_cells, measured)]
+    rows = [_HEADS, *(_cells(one, results.noise.claim) for one in measured)]
     kept = [column for column in range(len(_HEADS)) if any(row[column] not in ("", "-") for row in rows[1:])]
     widths = {column: max(len(row[column]) for row in rows) for column in kept}
     for row in rows:
@@ -218,9 +218,9 @@ def _lines(results: Results) -> Iterator[str]:
     yield noise_line(results.noise)
 
 
-def _cells(one: Measurement) -> tuple[str, ...]:
+def _cells(one: Measurement, claim: float) -> tuple[str, ...]:
     assert one.latency is not None
-    latency, whole = one.latency, summarise(one.latency.frame_ns)
+    latency, whole = one.latency, summarise(one.latency.frame_ns, claim)
     stages = (latency.preprocess_ns, latency.network_ns, latency.decode_ns)
     over, p99 = "-", whole.p99
     if latency.raw_ns:
