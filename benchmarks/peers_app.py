@@ -29,8 +29,8 @@ def against_benchmark_app(
 ) -> App:
     """Let benchmark_app (this environment's) and a `session` worker run `iterations` each, in turns, `blocks` times.
 
-    Both synchronously on the same prepared batch, in f32 (or bf16, if that is compared) where the graph is not quantized, for the least latency.
-    Raises BackendError where either fails.
+    Both synchronously on the same prepared batch, in f32 where the graph is not quantized (or bf16, if the session is),
+    for the least latency. Raises BackendError where either fails.
     """
     wanted = ["-hint", "latency"]
     if threads:  # its own rule: the hint and the number of threads exclude each other
