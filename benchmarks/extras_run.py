@@ -14,8 +14,7 @@ from edgeseg.benchmarks.grid import grid
 from edgeseg.benchmarks.results import Results
 from edgeseg.bundle import Bundle
 from edgeseg.calibration.datasets import Dataset
-from edgeseg.errors import BackendMissing, InputError
-from edgeseg.surgery.facts import one_line
+from edgeseg.errors import BackendMissing, InputError, one_line
 from edgeseg.types import Precision
 
 _USUAL_STRIDE = 16

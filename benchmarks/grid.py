@@ -13,7 +13,7 @@ from edgeseg.benchmarks.raw import open_raw
 from edgeseg.benchmarks.results import Configuration
 from edgeseg.benchmarks.sampling import Contender
 from edgeseg.bundle import Bundle
-from edgeseg.errors import BackendError, BackendMissing, BundleError, EdgesegError, InputError
+from edgeseg.errors import BackendError, BackendMissing, BundleError, EdgesegError, InputError, one_line
 from edgeseg.inspection import graphs
 from edgeseg.inspection.report import inspect
 from edgeseg.loading import choose_stride, device_kind, load, plan_for
@@ -124,7 +124,12 @@ def file_bytes(bundle: Bundle, variant: Variant) -> int:
 def _present() -> list[Backend]:
     found = []
     for name in registry.names():
-        devices = () if name in _ORACLES else registry.status(name).devices
+        if name in _ORACLES:
+            continue
+        state = registry.status(name)
+        if state.reason.startswith("broken"):  # installed, and left out it would not be missed
+            raise BackendError(f"backend {name} is {one_line(state.reason)}: mend it, or name the others (--backend)")
+        devices = state.devices
         kinds = {device_kind(device.name) for device in devices if device.available}
         if kinds and (backend := registry.get(name)).default_device in kinds:
             found.append(backend)

@@ -11,8 +11,7 @@ import numpy as np
 import onnx
 from onnxruntime import quantization
 
-from edgeseg.errors import ExportError
-from edgeseg.surgery.facts import one_line
+from edgeseg.errors import ExportError, one_line
 from edgeseg.surgery.onnx_file import read_onnx
 from edgeseg.types import Batch, Image, Model
 

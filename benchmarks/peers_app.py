@@ -13,8 +13,7 @@ from pathlib import Path
 from edgeseg.benchmarks.extras import App
 from edgeseg.benchmarks.peers_race import START_S, Spec, Worker
 from edgeseg.benchmarks.spread import ratio
-from edgeseg.errors import BackendError
-from edgeseg.surgery.facts import one_line
+from edgeseg.errors import BackendError, one_line
 
 _RUN = (  # it ends with its parent
     "import sys; from edgeseg.benchmarks.peers_worker import commands; commands(); "

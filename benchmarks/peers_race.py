@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeseg.errors import BackendError
-from edgeseg.surgery.facts import one_line
+from edgeseg.errors import BackendError, one_line
 from edgeseg.types import ClassMap
 
 WARMUP = 10

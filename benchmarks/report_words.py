@@ -12,7 +12,7 @@ _THIN = "\u202f"
 """A narrow space that does not break, between a number and its unit."""
 FAILED = "All else in this report is about the others."
 GRID = "Latency counts everything between the raw frame and the mask at the frame's own size."
-LATENCY = "Bars reach the median; the line goes on to p90 and p99. Accuracy was not measured."
+LATENCY = "Bars reach the median; the line goes on to p90 and p99 (below 100 frames the longest)."
 PANELS = (
     "All panels have one scale: how much later than the own median. The solid line is the median, the dashed one p99; "
     "the strip below is the run from beginning to end."

@@ -118,6 +118,8 @@ def as_asked(
     if weights is None:
         own = " (in a checkout weights/deeplabv3_mobilenet_v2.safetensors)" if bundle.path == EMBEDDED else ""
         raise InputError(f"--size exports the network anew: give the bundle's checkpoint{own} with --weights")
+    if not weights.is_file():
+        raise InputError(f"--weights: there is no file {weights}")
     calibration = None
     if calibrate_on is not None:
         if not int8 or not _quantized(bundle):

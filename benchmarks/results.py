@@ -204,6 +204,8 @@ def read(path: Path) -> Results:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a benchmark's JSON: {error}") from error
     found = data.get("format") if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is not a benchmark's JSON: it holds a {type(data).__name__}")
     if found != FORMAT:
         raise InputError(f"{path} is of format {found}, this edgeseg reads {FORMAT}: run `edgeseg bench --json` again")
     try:

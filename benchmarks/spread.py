@@ -60,7 +60,7 @@ def summarise(samples: Samples, claim: float = 0.0) -> Summary:
     """The figures for a table; raises ValueError without samples.
 
     With the run's `Spread.claim`, `interval` is no narrower than one run's share of it: blocks of one configuration
-    alone may lie close together by chance, and the next run's elsewhere.
+    alone may lie close together by chance, and the next run's elsewhere. It is never beyond the samples.
     """
     values = np.asarray(samples, np.float64) / 1e6
     if not len(values):
@@ -71,7 +71,10 @@ def summarise(samples: Samples, claim: float = 0.0) -> Summary:
     return Summary(
         count=len(values),
         p50=p50,
-        interval=(min(low, p50 * (1 - alone)), max(high, p50 * (1 + alone))),
+        interval=(
+            max(float(values.min()), min(low, p50 * (1 - alone))),
+            min(float(values.max()), max(high, p50 * (1 + alone))),
+        ),
         p90=p90,
         p99=p99 if enough else None,
         largest=float(values.max()),

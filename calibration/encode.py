@@ -13,8 +13,8 @@ from edgeseg.calibration.network import Layer, Network, activations
 from edgeseg.calibration.placement import Level, Placement, ends_clamp, int8_layers, place
 from edgeseg.calibration.ranges import Range
 from edgeseg.calibration.rounding import LEVELS, IntWeights
-from edgeseg.errors import ExportError
-from edgeseg.surgery.facts import Array, attributes, copy, one_line, opset_of, prune, refill, title
+from edgeseg.errors import ExportError, one_line
+from edgeseg.surgery.facts import Array, attributes, copy, opset_of, prune, refill, title
 
 _OLDEST_OPSET = 13  # the first with scales per channel
 _TENSORRT_OPSET = 17

@@ -53,3 +53,8 @@ class ExportError(EdgesegError):
 
 class CalibrationError(EdgesegError):
     """No int8 variant within the limit was found, or a runtime does not compute it rightly; nothing was written."""
+
+
+def one_line(error: object) -> str:
+    """A library's error as one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -33,6 +33,16 @@ def test_importing_edgeseg_loads_nothing_heavy() -> None:
     assert not HEAVY & set(out.split())
 
 
+def test_every_command_helps_without_heavy_packages() -> None:
+    """The device has one runtime, and a command's options are read before any is needed."""
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in sorted(HEAVY))
+    load = "import importlib, edgeseg.cli as c; [*map(importlib.import_module, c.LazyGroup.commands_at.values())]"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {blocked}; {load}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_public_name_is_there() -> None:
     assert {name for name in edgeseg.__all__ if getattr(edgeseg, name, None) is None} == set()
     assert set(edgeseg.__all__) <= set(dir(edgeseg))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import tempfile
@@ -109,6 +108,8 @@ def command(
     """
     for file in filter(None, (json_path, report)):
         _check_writable(file)
+    if json_path is not None and report is not None and json_path.resolve() == report.resolve():
+        raise InputError(f"--json and --report are both {report}: give two files")
     images, bundle = None, Bundle.open(bundle_path, verify=False)
     if data is not None:
         classes = bundle.manifest.classes
@@ -179,8 +180,10 @@ def _check_writable(file: Path) -> None:
         raise InputError(f"cannot write {file}: it is a folder")
     if not file.parent.is_dir():
         raise InputError(f"cannot write {file}: there is no folder {file.parent}")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise InputError(f"cannot write {file}: permission denied")
+    try:
+        tempfile.TemporaryFile(dir=file.parent).close()  # root may write anywhere, by os.access
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror or error}") from error
 
 
 def _names(text: str) -> list[str]:

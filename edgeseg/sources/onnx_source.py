@@ -14,11 +14,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeseg.errors import ExportError, InputError
+from edgeseg.errors import ExportError, InputError, one_line
 from edgeseg.scene import street_scene
 from edgeseg.sources.base import OnnxReading, Verdict
 from edgeseg.surgery.ending import end_at
-from edgeseg.surgery.facts import learn, one_line
+from edgeseg.surgery.facts import learn
 from edgeseg.surgery.folding import fold, inline_functions, refuse_control_flow, refuse_foreign, strip
 from edgeseg.surgery.layout import output_stride
 from edgeseg.surgery.onnx_file import Runner, read_onnx, runtime_version, upgrade

@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from edgeseg.errors import ExportError
+from edgeseg.errors import ExportError, one_line
 
 Array = npt.NDArray[Any]
 
@@ -155,11 +155,6 @@ def unknown_shape(model: onnx.ModelProto, facts: Facts) -> str:
         if all(name in facts.shapes for name in node.input if name) and node.output[0] not in facts.shapes:
             return title(node)
     return "an unknown layer"
-
-
-def one_line(error: object) -> str:
-    """A library's error as one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:

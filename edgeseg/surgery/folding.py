@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.inliner import inline_local_functions
 
-from edgeseg.errors import ExportError
+from edgeseg.errors import ExportError, one_line
 from edgeseg.surgery.facts import (
     Array,
     Facts,
@@ -20,7 +20,6 @@ from edgeseg.surgery.facts import (
     drop_made,
     inline_if,
     nodes_within,
-    one_line,
     opset_of,
     prune,
     real_inputs,

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from edgeseg.errors import ExportError
-from edgeseg.surgery.facts import Array, attributes, copy, one_line, opset_of, real_inputs, refill, title, unused
+from edgeseg.errors import ExportError, one_line
+from edgeseg.surgery.facts import Array, attributes, copy, opset_of, real_inputs, refill, title, unused
 from edgeseg.surgery.onnx_file import read_onnx
 
 _OPSET = 19  # the first whose QuantizeLinear takes half-precision scales

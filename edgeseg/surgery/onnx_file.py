@@ -12,8 +12,8 @@ import onnx
 from onnx import version_converter
 
 from edgeseg import _wire
-from edgeseg.errors import BackendMissing, ExportError
-from edgeseg.surgery.facts import Array, copy, one_line, opset_of
+from edgeseg.errors import BackendMissing, ExportError, one_line
+from edgeseg.surgery.facts import Array, copy, opset_of
 
 OLDEST_OPSET = 8
 TARGET_OPSET = 13
