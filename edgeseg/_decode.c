@@ -208,6 +208,14 @@ INLINE float largest(float scale, float v)
     return v > scale ? v : scale;
 }
 
+/* Calls for the memory of rows [y, end), to be written next: each lies in other pages, where hardware does not look. */
+INLINE void call_for(const Job *job, int32_t y, int32_t end)
+{
+    for (; y < end; y++)
+        for (int32_t x = 0; x < job->out_cols; x += 64)
+            PREFETCH(job->out + (size_t)y * job->out_cols + x);
+}
+
 INLINE void fill(const Job *job, const Box *box, uint8_t label, int64_t *counts)
 {
     const int32_t n = box->x_end - box->x;
@@ -628,6 +636,8 @@ EXPORT CLONES void edgeseg_decode_rows(const Job *job, int32_t first, int32_t la
         box.y_end = box.y_end < last ? box.y_end : last;
         if (box.y >= box.y_end)
             continue;
+        if (cy + 1 < job->y_cells)
+            call_for(job, box.y_end, job->y_start[cy + 2] < last ? job->y_start[cy + 2] : last);
         if (lower_row == iy) {
             uint8_t *swap = upper;
             upper = lower, lower = swap;

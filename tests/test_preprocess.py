@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,6 +29,7 @@ SHAPES: list[Size] = [
     (100, 50),
     (7, 300),
     (48, 72),
+    (192, 384),
 ]
 
 
@@ -106,6 +108,13 @@ def test_letterbox_geometry(frame: Size, size: Size) -> None:
         assert region.input_size == size
         assert 0 <= region.top <= size[0] - height - region.top <= region.top + 1
         assert 0 <= region.left <= size[1] - width - region.left <= region.left + 1
+
+
+@pytest.mark.parametrize("shape", [(192, 384), (320, 97), (192, 50), (64 * 7, 96), (128, 384), (196, 384)])
+def test_reading_fewer_rows_changes_nothing(shape: Size) -> None:
+    frame = noise(*shape)
+    whole = cv2.resize(frame, (96, 64), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(Preprocessor(settings_of()).prepare(frame)[0], whole)
 
 
 def test_no_region_where_the_frame_fills_the_input() -> None:
