@@ -15,10 +15,11 @@ import numpy as np
 
 import edgeseg
 from edgeseg import images
+from edgeseg._edge import exit_code
 from edgeseg._terminal import progress
 from edgeseg.benchmarks.quality import Predict, torch_masks
 from edgeseg.bundle import Bundle
-from edgeseg.errors import EdgesegError, InputError
+from edgeseg.errors import InputError
 from edgeseg.scoring import confusion, score
 from edgeseg.types import ClassMap, Precision
 
@@ -108,7 +109,4 @@ def _evaluate(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EdgesegError as error:
-        raise SystemExit(f"accuracy: {error}") from error
+    raise SystemExit(exit_code(main, "accuracy"))

@@ -25,6 +25,7 @@ import click
 
 import edgeseg
 from edgeseg import registry
+from edgeseg._edge import exit_code
 from edgeseg._terminal import status
 from edgeseg.backends.base import Options
 from edgeseg.benchmarks.extras import Decoding, Growth, Stages
@@ -33,7 +34,6 @@ from edgeseg.benchmarks.growth_classes import Floats, decodings
 from edgeseg.benchmarks.peers_graph import usual_graph
 from edgeseg.bundle import Bundle
 from edgeseg.calibration.datasets import Dataset, open_dataset
-from edgeseg.errors import EdgesegError
 from edgeseg.preprocess import Preprocessor
 from edgeseg.segmenter import Segmenter
 from edgeseg.types import Image, Precision, Size
@@ -232,7 +232,4 @@ def _class_sentences(rows: Sequence[Decoding], frames: Sequence[Stages]) -> list
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EdgesegError as error:
-        raise SystemExit(f"growth: {error}") from error
+    raise SystemExit(exit_code(main, "growth"))

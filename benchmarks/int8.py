@@ -23,6 +23,7 @@ from typing import Any
 import click
 import onnx
 
+from edgeseg._edge import exit_code
 from edgeseg._terminal import SizeType, progress
 from edgeseg.benchmarks import hard_case, int8_networks
 from edgeseg.benchmarks.checkpoints import read_checkpoint
@@ -30,7 +31,7 @@ from edgeseg.benchmarks.int8_plain import normalisation, quantize_by_nncf, quant
 from edgeseg.benchmarks.int8_race import Ratio, contender, executed, race
 from edgeseg.benchmarks.int8_steps import STEPS, read_encoded
 from edgeseg.bundle import Bundle
-from edgeseg.errors import EdgesegError, InputError
+from edgeseg.errors import InputError
 from edgeseg.types import Image, Model, Size
 
 _TIMED_FRAMES = 8
@@ -245,7 +246,4 @@ main.add_command(hard_case.command)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EdgesegError as error:
-        raise SystemExit(f"int8: {error}") from error
+    raise SystemExit(exit_code(main, "int8"))

@@ -26,13 +26,14 @@ from typing import Any, Literal, get_args
 import click
 
 from edgeseg import EMBEDDED
+from edgeseg._edge import exit_code
 from edgeseg._files import replacing_directory
 from edgeseg._records import to_json
 from edgeseg._terminal import Finite, SizeType, status
 from edgeseg.benchmarks.loadgen_logs import Judged, Scenario, read_logs, score_masks
 from edgeseg.bundle import Bundle
 from edgeseg.calibration.datasets import Dataset, LayoutName, open_dataset
-from edgeseg.errors import BackendError, BackendMissing, EdgesegError, InputError
+from edgeseg.errors import BackendError, BackendMissing, InputError
 from edgeseg.types import Precision, Size
 
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
@@ -237,7 +238,4 @@ def _test(asked: dict[str, Any], folder: Path, tell: Callable[[str], object]) ->
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EdgesegError as error:
-        raise SystemExit(f"loadgen: {error}") from error
+    raise SystemExit(exit_code(main, "loadgen"))

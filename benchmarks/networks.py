@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import edgeseg
 from edgeseg import images
+from edgeseg._edge import exit_code
 from edgeseg._terminal import SizeType, progress
-from edgeseg.errors import EdgesegError
 from edgeseg.models import deeplabv3, set_output_stride, torchvision_deeplabv3, unet
 from edgeseg.preprocess import Preprocessor
 from edgeseg.scene import street_scene
@@ -145,7 +145,4 @@ def _frames(folder: Path | None, size: Size) -> list[Image]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EdgesegError as error:
-        raise SystemExit(f"networks: {error}") from error
+    raise SystemExit(exit_code(main, "networks"))

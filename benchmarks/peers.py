@@ -26,6 +26,7 @@ import click
 import numpy as np
 
 from edgeseg import EMBEDDED
+from edgeseg._edge import exit_code
 from edgeseg._terminal import SizeType, status
 from edgeseg.benchmarks.extras import App, Comparison, Row
 from edgeseg.benchmarks.feed import frames_of
@@ -194,13 +195,4 @@ def _between(interval: Interval, places: int = 2) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(error.exit_code) from error
-    except click.Abort as error:
-        click.echo("peers: interrupted", err=True)
-        raise SystemExit(130) from error
-    except EdgesegError as error:
-        raise SystemExit(f"peers: {error}") from error
+    raise SystemExit(exit_code(main, "peers"))

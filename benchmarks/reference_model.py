@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 
 from edgeseg import images
+from edgeseg._edge import exit_code
 from edgeseg._files import sha256, write_atomic
 from edgeseg._terminal import Finite, SizeType, status
 from edgeseg.benchmarks.reference_curves import draw_curves
@@ -26,7 +27,7 @@ from edgeseg.benchmarks.reference_journal import Journal
 from edgeseg.benchmarks.reference_networks import RECIPES, by_phases, fold_norms, start_from, unfold_norms
 from edgeseg.benchmarks.reference_scores import scores, show
 from edgeseg.benchmarks.reference_training import Run, Schedule, ahead
-from edgeseg.errors import EdgesegError, InputError
+from edgeseg.errors import InputError
 from edgeseg.models import load_weights
 from edgeseg.types import Size
 
@@ -151,13 +152,4 @@ def curves(folders: tuple[Path, ...], output: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(error.exit_code) from error
-    except click.Abort as error:
-        click.echo("reference_model: interrupted", err=True)
-        raise SystemExit(130) from error
-    except EdgesegError as error:
-        raise SystemExit(f"reference_model: {error}") from error
+    raise SystemExit(exit_code(main, "reference_model"))

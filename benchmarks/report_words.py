@@ -71,7 +71,8 @@ def title(results: Results, pick: Pick | None) -> str:
     if len(results.measurements) == 1:
         return f"{name} takes {with_unit(pick.row.frame.p50)} a frame{_points(pick.row)}."
     if pick.limit is None:
-        return f"The fastest is {name}: {with_unit(pick.row.frame.p50)} a frame."
+        first = "Among the fastest" if pick.equals else "The fastest"
+        return f"{first} is {name}: {with_unit(pick.row.frame.p50)} a frame."
     return f"For {limit(pick)} a frame choose {name}: {with_unit(pick.row.frame.p50)}{_points(pick.row)}."
 
 

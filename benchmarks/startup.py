@@ -18,6 +18,7 @@ import tempfile
 import click
 
 import edgeseg
+from edgeseg._edge import exit_code
 from edgeseg.bundle import Bundle
 from edgeseg.types import Precision
 
@@ -80,4 +81,4 @@ def _run(program: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main, "startup"))

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 import edgeseg
+from edgeseg._edge import exit_code
 from edgeseg._terminal import SizeType, progress
 from edgeseg.benchmarks.checkpoints import read_checkpoint
 from edgeseg.benchmarks.peak import peak_bytes
@@ -279,7 +280,4 @@ def _segment_large(kind: str, path: Path, size: Size, backend: str) -> dict[str,
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EdgesegError as error:
-        raise SystemExit(f"tiling: {error}") from error
+    raise SystemExit(exit_code(main, "tiling"))

@@ -23,9 +23,9 @@ import openvino
 
 import edgeseg
 from edgeseg import images
+from edgeseg._edge import exit_code
 from edgeseg._terminal import SizeType
 from edgeseg.bundle import Bundle
-from edgeseg.errors import EdgesegError
 from edgeseg.palette import CAMVID
 from edgeseg.scene import street_scene
 from edgeseg.types import Image, Size
@@ -116,7 +116,4 @@ def _export(weights: Path, size: Size, output_stride: int, folder: Path) -> Bund
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EdgesegError as error:
-        raise SystemExit(f"whole_frame: {error}") from error
+    raise SystemExit(exit_code(main, "whole_frame"))

@@ -67,6 +67,7 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
         return float(data)
     # bool is a subclass of int in Python, not in JSON
     fits = isinstance(data, kind) and (kind is bool or not isinstance(data, bool))
+    _expect(kind is not int or not fits or abs(data) < 2**63, where, data, "a whole number of 64 bits")
     _expect(fits and (kind is not str or _is_plain(data)), where, data, _CALLED[kind])
     return data
 

@@ -1,17 +1,14 @@
-"""The command line: each command parses, calls, prints. Errors become one line and exit code 1."""
+"""The command line: each command parses, calls, prints."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import click
 
 import edgeseg
-from edgeseg.errors import EdgesegError
+from edgeseg._edge import exit_code
 
 
 class LazyGroup(click.Group):
@@ -66,36 +63,4 @@ def cli(context: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. `edgeseg` and `python -m edgeseg` both come here."""
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        try:
-            result = cli.main(arguments, prog_name="edgeseg", standalone_mode=False)
-            return result if isinstance(result, int) else 0
-        except click.ClickException as error:
-            return _fail(error.format_message())
-        except EdgesegError as error:
-            return _fail(str(error))
-        except ModuleNotFoundError as error:
-            if error.name != "cv2":
-                raise
-            return _fail('OpenCV (cv2) is missing: pip install "edgeseg[openvino]", or opencv-python-headless')
-        except OSError as error:  # a closed pipe click has dealt with
-            if error.filename is not None:
-                return _fail(f"{error.filename}: {error.strerror}")
-            if error.errno is None:  # a library's own, not the system's
-                return _fail(str(error))
-            with contextlib.suppress(OSError):  # what is left in the buffer would fail once more when Python ends
-                sys.stdout.close()
-            return _fail(f"cannot write the output: {error.strerror or error}")
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("edgeseg: interrupted", err=True)
-            return 130
-
-
-def _fail(message: str) -> int:
-    click.echo("edgeseg: " + " ".join(message.split()), err=True)
-    return 1
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo("edgeseg: warning: " + " ".join(str(message).split()), err=True)
+    return exit_code(cli, "edgeseg", arguments)

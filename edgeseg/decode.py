@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import numbers
 import operator
 import os
 from collections import deque
@@ -132,6 +133,9 @@ def _decode_with(
     if wants.probabilities and (wants.confidence or unknown > 0):
         raise InputError("this network gives probabilities, not logits: confidence and unknown_below need logits")
     threads = _checked_count(threads, "threads")
+    for name, flag in (("confidence", wants.confidence), ("counts", wants.counts)):
+        if not isinstance(flag, bool | np.bool_):
+            raise InputError(f"{name} is {flag!r}: give True or False")
     plan = Plan(
         logits=values,
         rows=rows,
@@ -141,7 +145,7 @@ def _decode_with(
         # What all dropped terms of the softmax sum could add stays below exp(-16), about 1e-7; in powers of two.
         cut=-(16.0 + math.log(classes)) / math.log(2),
         unknown_below=unknown,
-        scored=wants.confidence or unknown > 0,
+        scored=bool(wants.confidence) or unknown > 0,
         counted=wants.counts,
         out=np.empty((height, width), np.uint8),
         confidence=np.empty((height, width), np.float32) if wants.confidence else None,
@@ -241,13 +245,13 @@ def _checked_size(size: Size) -> Size:
 def _checked_unknown(value: float | None) -> float:
     if value is None:
         return 0.0
-    if not 0 <= value <= 1:
+    if not (isinstance(value, numbers.Real) and 0 <= value <= 1):
         raise InputError(f"unknown_below is {value!r}: a confidence lies in 0..1")
     return float(value)
 
 
 def _threshold_logit(probability: float) -> float:
-    if not 0 < probability < 1:
+    if not (isinstance(probability, numbers.Real) and 0 < probability < 1):
         raise InputError(f"threshold is {probability!r}: a probability strictly between 0 and 1 decides")
     return float(np.float32(math.log(probability / (1 - probability))))
 

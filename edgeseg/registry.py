@@ -79,7 +79,7 @@ def get(name: str) -> Backend:
     plugins = _plugins()
     if name not in plugins:
         known = ", ".join([*BUILTIN, *plugins])
-        raise BackendError(f"unknown backend {name!r}: choose one of auto, {known}")
+        raise BackendError(f"unknown backend {name!r}: choose one of {known}")
     made = plugins[name].load()()
     if not isinstance(made, Backend):
         raise BackendError(f"plug-in {name!r} ({plugins[name].value}) is not an edgeseg.backends.base.Backend")

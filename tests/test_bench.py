@@ -278,6 +278,7 @@ def test_a_row_is_a_line_of_a_terminal(frames: int, late: list[str]) -> None:
     [
         (["--json", "nowhere/x.json"], "cannot write nowhere/x.json: there is no folder nowhere"),
         (["--report", "."], "cannot write .: it is a folder"),
+        (["--json", str(TINY / "manifest.json")], "manifest.json exists, perhaps a run to compare with: "),
         (["--split", "val"], "are about --data: give that too"),
         (["--seconds", "nan"], "not a finite number"),
         (["--precision", ","], "precisions is empty"),

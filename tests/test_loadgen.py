@@ -209,7 +209,7 @@ def test_no_test_outlives_the_command(sent: str, tmp_path: Path) -> None:
         finally:
             process.kill()
     if sent == "SIGINT":
-        assert process.returncode == 1
+        assert process.returncode == 130
         assert "Traceback" not in told
         assert not list(tmp_path.iterdir())
 

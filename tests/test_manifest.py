@@ -65,12 +65,8 @@ def test_a_value_of_the_wrong_type_is_named(index: int) -> None:
             continue  # the right type, or an optional field left out
         container[key] = wrong
         text = json.dumps(data)
-        if where == "manifest.format" and wrong in (None, 10**400):
-            expected = "has format"
-        elif isinstance(value, int) and wrong == 10**400 and not isinstance(value, bool):
-            continue  # a whole number, if a silly one
-        else:
-            expected = f"{where} is "
+        of_format = where == "manifest.format" and wrong in (None, 10**400)
+        expected = "has format" if of_format else f"{where} is "
         message = refusal(lambda text=text: loads(text, "here"))
         assert expected in message, (wrong, message)
         assert len(message) < 300 or wrong == 10**400

@@ -77,6 +77,7 @@ Example: edgeseg bench --report bench.html
               "openvino-model-api.")  # fmt: skip
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE.json", help="Write every sample.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write a page with charts.")
+@click.option("--overwrite", is_flag=True, help="Replace these files where they exist.")
 def command(
     bundle_path: Path,
     strides: tuple[int, ...] | None,
@@ -100,6 +101,7 @@ def command(
     peers: Path | None,
     json_path: Path | None,
     report: Path | None,
+    overwrite: bool,
 ) -> None:
     """Measure a bundle on this machine: every output stride, precision and backend, taking turns.
 
@@ -107,7 +109,7 @@ def command(
     to the class map at the frame's own size; raw is the runtime's own inference of the same graph in the same rounds.
     """
     for file in filter(None, (json_path, report)):
-        _check_writable(file)
+        _check_writable(file, overwrite)
     if json_path is not None and report is not None and json_path.resolve() == report.resolve():
         raise InputError(f"--json and --report are both {report}: give two files")
     images, bundle = None, Bundle.open(bundle_path, verify=False)
@@ -174,10 +176,12 @@ def _write(results: Results, json_path: Path | None, report: Path | None) -> Non
         reports.write(results, report)
 
 
-def _check_writable(file: Path) -> None:
+def _check_writable(file: Path, overwrite: bool) -> None:
     """Before minutes of measuring, not after."""
     if file.is_dir():
         raise InputError(f"cannot write {file}: it is a folder")
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} exists, perhaps a run to compare with: choose another name, or allow --overwrite")
     if not file.parent.is_dir():
         raise InputError(f"cannot write {file}: there is no folder {file.parent}")
     try:
