@@ -77,15 +77,14 @@ def axis(n_in: int, n_out: int, align_corners: bool, span: tuple[float, float, i
     return table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """One decode, validated: inputs, tables, and the arrays to write.
+    """What decodes of one kind share, validated: tables and settings.
 
-    `logits` float32 (C, h, w) contiguous; `labels` uint8 (256,); `threshold` is a logit; `cut` < 0: confidence
-    counts 2**x as 0 for x < cut; `unknown_below` 0 never; `scored`: compute confidence, whether or not it is returned.
+    `labels` uint8 (256,); `threshold` is a logit; `cut` < 0: confidence counts 2**x as 0 for x < cut; `unknown_below`
+    0 never; `scored`: compute confidence, whether or not it is returned.
     """
 
-    logits: Floats
     rows: Axis
     cols: Axis
     labels: npt.NDArray[np.uint8]
@@ -94,6 +93,13 @@ class Plan:
     unknown_below: float
     scored: bool
     counted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """What one decode reads, `logits` float32 (C, h, w) contiguous, and writes."""
+
+    logits: Floats
     out: ClassMap
     confidence: Floats | None
 
@@ -163,7 +169,9 @@ def _heard(corners: list[Floats], cut: np.float32, short: bool) -> _Heard:
     )
 
 
-def _confidence(plan: Plan, corners: list[Floats], cell: npt.NDArray[np.intp], rows: tuple[int, int, int, int]) -> None:
+def _confidence(
+    plan: Plan, arrays: Arrays, corners: list[Floats], cell: npt.NDArray[np.intp], rows: tuple[int, int, int, int]
+) -> None:
     """Confidence in rows [first, last) of the row of cells [start, end); `rows` is (start, end, first, last)."""
     start, end, first, last = rows
     heard = _heard(corners, np.float32(plan.cut), end - start < _SHORT)
@@ -200,9 +208,9 @@ def _confidence(plan: Plan, corners: list[Floats], cell: npt.NDArray[np.intp], r
         rough = np.flatnonzero(heard.steep[cell])
         if rough.size:
             found[:, rough] = _confidence_by_pixels(plan, heard, cell[rough], rough, own)
-        plan.out[own][found < np.float32(plan.unknown_below)] = IGNORE
-        if plan.confidence is not None:
-            plan.confidence[own] = found
+        arrays.out[own][found < np.float32(plan.unknown_below)] = IGNORE
+        if arrays.confidence is not None:
+            arrays.confidence[own] = found
 
 
 def _confidence_by_pixels(
@@ -228,9 +236,9 @@ def _confidence_by_pixels(
     return np.asarray(np.float32(1) / total, dtype=np.float32)
 
 
-def numpy_band(plan: Plan) -> Band:
+def numpy_band(plan: Plan, arrays: Arrays) -> Band:
     """The band writer of the numpy path."""
-    logits = _bounded(plan.logits)
+    logits, out = _bounded(arrays.logits), arrays.out
     classes, n_rows, n_cols = logits.shape
     threshold = np.float32(plan.threshold)
     best_class = logits.argmax(axis=0) if classes > 1 else (logits[0] > threshold).astype(np.intp)
@@ -244,7 +252,7 @@ def numpy_band(plan: Plan) -> Band:
         lower = min(upper + 1, n_rows - 1)
         winners = [best_class[upper, left], best_class[upper, right], best_class[lower, left], best_class[lower, right]]
         uniform = np.logical_and.reduce([winners[0] == other for other in winners[1:]])
-        plan.out[first:last] = plan.labels[winners[0]][cell]
+        out[first:last] = plan.labels[winners[0]][cell]
         cells = np.flatnonzero(~uniform)
         if not cells.size:
             return
@@ -273,7 +281,7 @@ def numpy_band(plan: Plan) -> Band:
                     s = np.where(alive[k][of_cell], score(k, wy0, wy1), np.float32(-np.inf))
                     chosen[s > best] = k
                     np.maximum(best, s, out=best)
-            plan.out[band, columns] = plan.labels[chosen]
+            out[band, columns] = plan.labels[chosen]
 
     def write(first: int, last: int) -> Counts | None:
         for start, end, upper in zip(plan.rows.start, plan.rows.start[1:], plan.rows.index.tolist(), strict=False):
@@ -285,7 +293,7 @@ def numpy_band(plan: Plan) -> Band:
                 lower = min(upper + 1, n_rows - 1)
                 corners = [heard[:, y, x] for y in (upper, lower) for x in (left, right)]
                 with np.errstate(all="ignore"):  # powers out of range: dropped
-                    _confidence(plan, corners, cell, (int(start), int(end), top, bottom))
-        return np.bincount(plan.out[first:last].ravel(), minlength=256).astype(np.int64) if plan.counted else None
+                    _confidence(plan, arrays, corners, cell, (int(start), int(end), top, bottom))
+        return np.bincount(out[first:last].ravel(), minlength=256).astype(np.int64) if plan.counted else None
 
     return write

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeseg import _native
-from edgeseg._decode_numpy import Axis, Band, Counts, Plan, axis, numpy_band
+from edgeseg._decode_numpy import Arrays, Axis, Band, Counts, Plan, axis, numpy_band
 from edgeseg.errors import InputError
 from edgeseg.types import IGNORE, ClassMap, Region, Size
 
@@ -116,7 +116,7 @@ def active_path() -> ActivePath:
 
 
 def _decode_with(
-    implementation: Callable[[Plan], Band],
+    implementation: Callable[[Plan, Arrays], Band],
     logits: npt.NDArray[np.floating],
     size: Size,
     *,
@@ -125,19 +125,31 @@ def _decode_with(
     threads: int,
 ) -> Decoded:
     values = _checked_logits(logits)
-    height, width = _checked_size(size)
-    classes = values.shape[0]
-    rows, cols = _axes(values.shape[1], values.shape[2], height, width, grid)
+    size = _checked_size(size)
+    threads = _checked_count(threads, "threads")
+    plan = (_plan if _hashable((grid, wants)) else _plan.__wrapped__)(values.shape, size, grid, wants)
+    arrays = Arrays(
+        logits=values,
+        out=np.empty(size, np.uint8),
+        confidence=np.empty(size, np.float32) if wants.confidence else None,
+    )
+    counts = _run(implementation(plan, arrays), size[0], threads)
+    return Decoded(arrays.out, arrays.confidence, counts)
+
+
+@functools.lru_cache(maxsize=32)
+def _plan(shape: tuple[int, int, int], size: Size, grid: Grid, wants: Wants) -> Plan:
+    """Remembered: right behind a network, whose data is all that the caches hold, it would cost 0.1 ms a frame."""
+    classes = shape[0]
+    rows, cols = _axes(shape[1], shape[2], *size, grid)
+    for name, flag in (("confidence", wants.confidence), ("counts", wants.counts)):
+        if not isinstance(flag, bool | np.bool_):
+            raise InputError(f"{name} is {flag!r}: give True or False")
     unknown = _checked_unknown(wants.unknown_below)
     logit = _threshold_logit(wants.threshold)
     if wants.probabilities and (wants.confidence or unknown > 0):
         raise InputError("this network gives probabilities, not logits: confidence and unknown_below need logits")
-    threads = _checked_count(threads, "threads")
-    for name, flag in (("confidence", wants.confidence), ("counts", wants.counts)):
-        if not isinstance(flag, bool | np.bool_):
-            raise InputError(f"{name} is {flag!r}: give True or False")
-    plan = Plan(
-        logits=values,
+    return Plan(
         rows=rows,
         cols=cols,
         labels=_label_table(None if wants.labels is None else tuple(wants.labels), 2 if classes == 1 else classes),
@@ -146,12 +158,16 @@ def _decode_with(
         cut=-(16.0 + math.log(classes)) / math.log(2),
         unknown_below=unknown,
         scored=bool(wants.confidence) or unknown > 0,
-        counted=wants.counts,
-        out=np.empty((height, width), np.uint8),
-        confidence=np.empty((height, width), np.float32) if wants.confidence else None,
+        counted=bool(wants.counts),
     )
-    counts = _run(implementation(plan), height, threads)
-    return Decoded(plan.out, plan.confidence, counts)
+
+
+def _hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _run(band: Band, height: int, threads: int) -> Counts | None:
@@ -222,6 +238,8 @@ def _checked_logits(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]
         raise InputError(f"logits have {classes} classes: a class map holds 1 to {_MAX_CLASSES} (255 is 'ignore')")
     if rows < 1 or cols < 1:
         raise InputError(f"logits of shape {logits.shape} are empty: h and w must be at least 1")
+    if logits.dtype == np.float32:
+        return np.ascontiguousarray(logits)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is clamped
         return np.ascontiguousarray(logits, dtype=np.float32)
 
@@ -256,7 +274,6 @@ def _threshold_logit(probability: float) -> float:
     return float(np.float32(math.log(probability / (1 - probability))))
 
 
-@functools.lru_cache(maxsize=32, typed=True)
 def _label_table(labels: tuple[int, ...] | None, classes: int) -> npt.NDArray[np.uint8]:
     if labels is None:
         labels = tuple(range(classes))

@@ -154,8 +154,8 @@ def test_both_paths_give_the_same_confidence_in_every_band(classes, rows):
 
         return write
 
-    def pieces(plan):
-        return in_pieces(_native.compiled_band(ROWS, plan))
+    def pieces(plan, arrays):
+        return in_pieces(_native.compiled_band(ROWS, plan, arrays))
 
     assert_same(_decode_with(pieces, logits, size, grid=Grid(), wants=wants, threads=1), expected)
     assert_same(by_kernel(logits, size, wants=wants, threads=3), expected)
