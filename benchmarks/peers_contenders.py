@@ -72,9 +72,10 @@ def contenders(
         files = {"usual": str(graph.path), "saved": str(folder / f"api{len(found)}.xml")}
         one = spec(name, includes, OURS, "model_api", own=own, soft=soft, labels=labels, **files)
         found.append(dataclasses.replace(one, python=peers, needs=_PEERS))
-    found.append(spec(_OURS_ORT, exact, _OURS_ORT, "edgeseg", backend="ort"))
-    numpy = "cv2.resize, normalise in numpy, network, cv2.resize of scores, argmax"
-    found.append(spec("ONNX Runtime and numpy", numpy, _OURS_ORT, "onnxruntime"))
+    if precision != "bf16":  # ONNX Runtime has none
+        found.append(spec(_OURS_ORT, exact, _OURS_ORT, "edgeseg", backend="ort"))
+        numpy = "cv2.resize, normalise in numpy, network, cv2.resize of scores, argmax"
+        found.append(spec("ONNX Runtime and numpy", numpy, _OURS_ORT, "onnxruntime"))
     if weights is not None:
         about = {"weights": str(weights), "unit_mean": manifest.preprocess.mean, "unit_std": manifest.preprocess.std}
         torch = "resize, normalise, network in fp32, interpolate, argmax"
