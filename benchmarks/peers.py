@@ -54,6 +54,7 @@ _WIDTH = 50
 @click.option("--peers", type=click.Path(path_type=Path), metavar="PYTHON", help="Of an environment with Model API.")
 @click.option("--weights", type=click.Path(path_type=Path), help="The bundle's checkpoint: torch joins, in fp32.")
 @click.option("--size", type=SizeType(), help="Compare the network at this input size, exported anew from --weights.")
+@click.option("--classes", type=click.IntRange(2, 255), help="As many, added ones untrained; exported likewise.")
 @click.option("--calibrate-on", type=click.Path(path_type=Path), help="Photos for its int8; drawn scenes if left out.")
 @click.option(
     "--threads", type=click.IntRange(0), default=0, show_default=True, help="Of the network; 0: as they choose."
@@ -62,8 +63,8 @@ _WIDTH = 50
 @click.option("--blocks", type=click.IntRange(0), default=12, show_default=True, help="Of benchmark_app; 0: without.")
 @click.option("--json", "as_json", is_flag=True)
 def main(as_json: bool, folder: Path | None, path: Path, **options: Any) -> None:
-    classes = Bundle.open(path, verify=False).manifest.classes
-    images = None if folder is None else open_dataset(folder, classes=classes)
+    own = Bundle.open(path, verify=False).manifest.classes
+    images = None if folder is None else open_dataset(folder, classes=own)
     with status() as tell:
         found = compare(path=path, images=images, tell=tell, **options)
     click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else table(found))
@@ -79,6 +80,7 @@ def compare(
     peers: Path | None = None,
     weights: Path | None = None,
     size: Size | None = None,
+    classes: int | None = None,
     calibrate_on: Path | None = None,
     threads: int = 0,
     rounds: int = 100,
@@ -87,7 +89,8 @@ def compare(
 ) -> Comparison:
     """Run everything that is here on four of `images`, or of drawn scenes.
 
-    With `size` (height, width), `weights` and `calibrate_on` it is the network at that input size (`resized.as_asked`).
+    With `size` (height, width) or `classes`, `weights` and `calibrate_on` it is the network at that input size or with
+    as many classes, some of them untrained, exported anew (`resized.as_asked`).
     Raises BundleError for a variant that the bundle lacks, BackendError, InputError.
     """
     bundle = Bundle.open(path)
@@ -99,6 +102,7 @@ def compare(
             Path(temporary),
             weights=weights,
             calibrate_on=calibrate_on,
+            classes=classes,
             apart_from=images,
             output_strides=(output_stride,),
             int8=precision == "int8",

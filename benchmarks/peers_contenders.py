@@ -77,7 +77,9 @@ def contenders(
         numpy = "cv2.resize, normalise in numpy, network, cv2.resize of scores, argmax"
         found.append(spec("ONNX Runtime and numpy", numpy, _OURS_ORT, "onnxruntime"))
     if weights is not None:
-        about = {"weights": str(weights), "unit_mean": manifest.preprocess.mean, "unit_std": manifest.preprocess.std}
+        preprocess = manifest.preprocess
+        about = {"weights": str(weights), "classes": len(labels)}
+        about |= {"unit_mean": preprocess.mean, "unit_std": preprocess.std}
         torch = "resize, normalise, network in fp32, interpolate, argmax"
         found.append(spec("torch, eager", torch, OURS, "torch", compiled=False, **about))
         found.append(spec("torch.compile", torch, OURS, "torch", compiled=True, **about))

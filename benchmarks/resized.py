@@ -1,4 +1,4 @@
-"""A bundle at another input size: its checkpoint exported anew, and calibrated anew where it has int8."""
+"""A bundle at another input size or with other classes: its checkpoint exported, and calibrated, anew."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeseg.bundle import Bundle
 from edgeseg.calibration.datasets import Dataset, open_dataset, refuse_overlap
 from edgeseg.errors import BackendMissing, InputError
 from edgeseg.loading import EMBEDDED, choose_stride
-from edgeseg.manifest import TOLERANCES
+from edgeseg.manifest import TOLERANCES, ClassInfo
 from edgeseg.scene import street_scene
 from edgeseg.types import Size
 
@@ -35,6 +35,7 @@ def resized(
     folder: Path,
     *,
     weights: Path,
+    classes: int | None = None,
     output_strides: Sequence[int] | None = None,
     calibration: Dataset | None = None,
     int8: bool = True,
@@ -43,19 +44,22 @@ def resized(
     """The bundle's network at another input size (height, width), as a bundle NAME-HxW.edgeseg in `folder`.
 
     `weights` is its checkpoint (`checkpoints.read_checkpoint`). Classes and preprocessing are the bundle's, output
-    strides too unless some are named. Where it has int8 for CPUs, so has the new one (unless not `int8`), calibrated
+    strides too unless some are named. With another number of `classes` it is for timing only
+    (`checkpoints.with_classes`). Where it has int8 for CPUs, so has the new one (unless not `int8`), calibrated
     on `calibration` or else on drawn scenes, without a guard. `progress` is told each step.
 
-    Raises InputError for a size that cannot be had and a checkpoint that is not the bundle's, BundleError for a stride
-    that it lacks, BackendMissing where a package for exporting is not installed, ExportError, CalibrationError.
+    Raises InputError for a size or classes that cannot be had and a checkpoint that is not the bundle's, BundleError
+    for a stride that it lacks, BackendMissing where a package for exporting is not installed, ExportError,
+    CalibrationError.
     """
     check_size(size)
+    names = _names(bundle, classes)
     strides = [choose_stride(bundle, stride) for stride in dict.fromkeys(output_strides or bundle.output_strides)]
     quantized = [stride for stride in strides if int8 and stride in _quantized(bundle)]
     progress("comparing the checkpoint with the bundle")
     try:
         from edgeseg import exporter
-        from edgeseg.benchmarks.checkpoints import read_checkpoint
+        from edgeseg.benchmarks.checkpoints import read_checkpoint, with_classes
         from edgeseg.calibration import recipe
 
         model = read_checkpoint(weights)
@@ -64,6 +68,8 @@ def resized(
             raise
         raise BackendMissing(f'exporting needs the package {error.name}: pip install "edgeseg[export]"') from error
     _check_belongs(bundle, weights, max(strides))
+    if classes is not None:
+        with_classes(model, classes)
     name = f"{bundle.path.resolve().stem}-{size[0]}x{size[1]}.edgeseg"
     preprocess = bundle.manifest.preprocess
     with tempfile.TemporaryDirectory() as temporary:
@@ -71,7 +77,7 @@ def resized(
             model,
             (Path(temporary) if quantized else folder) / name,
             input_size=size,
-            classes=bundle.manifest.classes,
+            classes=names,
             mean=preprocess.mean,
             std=preprocess.std,
             output_strides=strides,
@@ -102,22 +108,24 @@ def as_asked(
     *,
     weights: Path | None,
     calibrate_on: Path | None,
+    classes: int | None = None,
     apart_from: Dataset | None = None,
     output_strides: Sequence[int] | None = None,
     int8: bool = True,
     progress: Tell = lambda step: None,
 ) -> tuple[Bundle, str]:
-    """What a command's --size, --weights and --calibrate-on mean: the bundle as it is, or `resized` and the `remark`.
+    """What --size, --classes, --weights and --calibrate-on mean: the bundle as it is, or `resized` and the `remark`.
 
     Raises InputError for options that need others, and for images to calibrate on that are among `apart_from`.
     """
-    if size is None:
+    if size is None and classes is None:
         if calibrate_on is not None:
             raise InputError("--calibrate-on is about int8 at another input size: give --size too")
         return bundle, ""
     if weights is None:
         own = " (in a checkout weights/deeplabv3_mobilenet_v2.safetensors)" if bundle.path == EMBEDDED else ""
-        raise InputError(f"--size exports the network anew: give the bundle's checkpoint{own} with --weights")
+        asked = "--classes" if size is None else "--size"
+        raise InputError(f"{asked} exports the network anew: give the bundle's checkpoint{own} with --weights")
     if not weights.is_file():
         raise InputError(f"--weights: there is no file {weights}")
     calibration = None
@@ -127,15 +135,17 @@ def as_asked(
         calibration = calibration_images(bundle, calibrate_on, apart_from)
     found = resized(
         bundle,
-        size,
+        size or bundle.manifest.preprocess.input_size,
         folder,
         weights=weights,
+        classes=classes,
         output_strides=output_strides,
         calibration=calibration,
         int8=int8,
         progress=progress,
     )
-    return found, remark(found, calibration)
+    with_its = "" if classes is None else f", with {classes} classes for their cost alone"
+    return found, remark(found, calibration) + with_its
 
 
 def check_size(size: Size) -> None:
@@ -164,6 +174,18 @@ def remark(bundle: Bundle, calibration: Dataset | None) -> str:
         source = "".join(sign if sign.isprintable() else "?" for sign in str(calibration.source))
         on = f"{len(calibration)} image{'s' * (len(calibration) != 1)} of {source}"
     return f"{said}, its int8 calibrated on {on}, without a guard"
+
+
+def _names(bundle: Bundle, count: int | None) -> list[str | ClassInfo]:
+    """The bundle's classes, or as many as asked for."""
+    own = list[str | ClassInfo](bundle.manifest.classes)
+    if count is None:
+        return own
+    if bundle.manifest.head == "sigmoid":
+        raise InputError(f"{bundle.path} has one channel of scores: its number of classes cannot be changed")
+    if not 2 <= count <= 255:
+        raise InputError(f"{count} classes were asked for: give 2 to 255")
+    return own[:count] + [f"class {index}" for index in range(len(own), count)]
 
 
 def _quantized(bundle: Bundle) -> set[int]:

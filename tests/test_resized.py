@@ -19,6 +19,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 
 import edgeseg
 from edgeseg import cli, images
+from edgeseg.benchmarks.checkpoints import read_checkpoint, with_classes
 from edgeseg.benchmarks.networks import calm
 from edgeseg.benchmarks.peers import compare
 from edgeseg.benchmarks.quality import torch_masks
@@ -85,10 +86,50 @@ def test_it_is_the_same_network_at_another_size(
             assert np.mean(segmenter(frame).class_map == wanted) >= least, precision
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_with_other_classes_the_networks_own_stay_as_they_are(street: Street, count: int) -> None:
+    image = torch.rand(1, 3, *SIZE)
+    with torch.inference_mode():
+        own = read_checkpoint(street.weights)(image)
+        found = []
+        for _ in range(2):
+            model = read_checkpoint(street.weights)
+            with_classes(model, count)
+            found.append(model(image))
+    assert found[0].shape == (1, count, *SIZE)
+    assert torch.equal(found[0], found[1])
+    assert torch.allclose(found[0][:, :3], own[:, :count], atol=1e-5)
+    wins = found[0].argmax(dim=1)
+    assert count < 5 or 0 < (wins >= 3).float().mean() < 0.5
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_bundle_with_other_classes(street: Street, tmp_path: Path, count: int) -> None:
+    weights, photos = street.weights, street.photos
+    found, said = as_asked(street.bundle, None, tmp_path, weights=weights, calibrate_on=photos, classes=count)
+    assert said.endswith(f"at 32x48, its int8 calibrated on 2 images of {photos}, without a guard, with {count} "
+                         "classes for their cost alone")  # fmt: skip
+    assert [one.name for one in found.manifest.classes] == ["ground", "wall", "sky", "class 3", "class 4"][:count]
+    assert {variant.logits_shape[0] for variant in found.manifest.variants} == {count}
+    assert found.contents == "1 fp32, 1 int8 (cpu)"
+
+
+def test_peers_with_more_classes(street: Street) -> None:
+    found = compare(
+        path=street.bundle.path, output_stride=1, precision="fp32", frame=SIZE, classes=5, weights=street.weights,
+        rounds=1, blocks=0,
+    )  # fmt: skip
+    assert "with 5 classes for their cost alone" in found.network
+    torch_row = next(row for row in found.rows if row.name == "torch, eager")
+    assert torch_row.agreement is not None
+    assert torch_row.agreement > 0.99  # it has the same added classes
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         ({"size": (16, 64)}, "input size is 16x64: give height x width, each 32 to 8192"),
+        ({"classes": 256}, "256 classes were asked for: give 2 to 255"),
         ({"output_strides": [8]}, "no output stride 8: it has 1"),
         ({"weights": Path("none.pt")}, "no weights at none.pt"),
         ({"bundle": Bundle.open(TINY)}, "is not the checkpoint of .*tiny.edgeseg: a U-Net cannot run at output stride"),
@@ -166,6 +207,8 @@ def test_bad_options_are_one_line(
 def test_peers_at_another_size_need_the_checkpoint(street: Street, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="with --weights"):
         compare(path=street.bundle.path, output_stride=1, precision="fp32", frame=(90, 160), size=OTHER)
+    with pytest.raises(InputError, match="--classes exports the network anew"):
+        compare(path=street.bundle.path, output_stride=1, precision="fp32", frame=(90, 160), classes=5)
     embedded = Bundle.open(edgeseg.EMBEDDED, verify=False)
     with pytest.raises(InputError, match=r"in a checkout weights/deeplabv3_mobilenet_v2\.safetensors"):
         as_asked(embedded, OTHER, tmp_path, weights=None, calibrate_on=None)
