@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -11,17 +10,17 @@ from typing import Literal, cast
 
 from edgeseg.benchmarks.extras import Comparison, Growth
 from edgeseg.benchmarks.grid import grid
+from edgeseg.benchmarks.peers_race import check_python
 from edgeseg.benchmarks.results import Results
 from edgeseg.bundle import Bundle
 from edgeseg.calibration.datasets import Dataset
-from edgeseg.errors import BackendMissing, InputError, one_line
+from edgeseg.errors import BackendMissing, InputError
 from edgeseg.types import Precision
 
 _USUAL_STRIDE = 16
 _FULL_S = 60.0
 _GROWTH_ROUNDS, _PEERS_ROUNDS, _BLOCKS = 30, 100, 12
 _FEWEST = 3
-_START_S = 60.0
 
 Tell = Callable[[str], None]
 
@@ -74,7 +73,7 @@ def planned(
             _need("--weights", {"torch": "export"})
             if not weights.is_file():
                 raise InputError(f"--weights: there is no file {weights}")
-        _check_python(peers)
+        check_python(peers)
     return Plan(stride, growth, peers, compared, weights, threads)
 
 
@@ -162,16 +161,3 @@ def _need(option: str, packages: Mapping[str, str]) -> None:
     for package, extra in packages.items():
         if find_spec(package) is None:
             raise BackendMissing(f'{option} needs the package {package}: pip install "edgeseg[{extra}]"')
-
-
-def _check_python(python: Path) -> None:
-    command = [str(python), "-I", "-c", "import openvino, model_api.models"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_START_S, check=False)
-    except OSError as error:
-        raise InputError(f"--peers: cannot start {python}: {error.strerror or error}") from error
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"--peers: {python} does not import Model API within {_START_S:g} s") from error
-    if done.returncode:
-        told = one_line((done.stderr.strip().splitlines() or ["it says nothing"])[-1])
-        raise InputError(f"--peers: {python} has no Model API ({told}): pip install openvino-model-api there")

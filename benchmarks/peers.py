@@ -9,7 +9,8 @@ input, as they expect it, the network behind unchanged. As the mask of Model API
 gets them enlarged in the graph to the network's input size, as most exports have them. benchmark_app cannot take turns
 by frame: it and edgeseg's session alternate in blocks.
 
---peers is the Python of an environment with openvino-model-api and this environment's version of openvino.
+--peers is the Python of an environment with openvino-model-api and this environment's version of openvino; without it
+Model API takes part where this environment has it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from edgeseg._terminal import SizeType, status
 from edgeseg.benchmarks.extras import App, Comparison, Row
 from edgeseg.benchmarks.feed import frames_of
 from edgeseg.benchmarks.peers_app import against_benchmark_app
-from edgeseg.benchmarks.peers_contenders import NETWORK, OURS, contenders
-from edgeseg.benchmarks.peers_race import Ran, Spec, race
+from edgeseg.benchmarks.peers_contenders import MODEL_API, NETWORK, OURS, contenders
+from edgeseg.benchmarks.peers_race import Ran, Spec, check_python, race
 from edgeseg.benchmarks.resized import as_asked
 from edgeseg.benchmarks.spread import Interval, median_interval, ratio, spread
 from edgeseg.bundle import Bundle
@@ -41,28 +42,43 @@ from edgeseg.errors import EdgesegError
 from edgeseg.types import Size
 
 _WIDTH = 50
+_EPILOG = """
+\b
+Example: python -m edgeseg.benchmarks.peers --images photos --peers ~/peers/bin/python
+         python -m edgeseg.benchmarks.peers --size 512x512 --classes 21 --weights street.safetensors
+"""
 
 
-@click.command()
+@click.command(epilog=_EPILOG)
 @click.option(
     "--bundle", "path", type=click.Path(path_type=Path), default=EMBEDDED, help="The embedded one if left out."
 )
-@click.option("--output-stride", type=int, default=16, show_default=True)
-@click.option("--precision", type=click.Choice(["int8", "fp32", "bf16"]), default="int8", show_default=True)
-@click.option("--frame", type=SizeType(), default="1080x1920", show_default=True)
+@click.option("--output-stride", type=int, default=16, show_default=True, help="Which of the bundle's.")
+@click.option("--precision", type=click.Choice(["int8", "fp32", "bf16"]), default="int8", show_default=True,
+              help="What every contender on OpenVINO runs the network in.")  # fmt: skip
+@click.option("--frames", "frame", type=SizeType(), default="1080x1920", show_default=True, help="Size of the frames.")
 @click.option("--images", "folder", type=click.Path(path_type=Path), help="Folder of photos; drawn scenes if left out.")
-@click.option("--peers", type=click.Path(path_type=Path), metavar="PYTHON", help="Of an environment with Model API.")
-@click.option("--weights", type=click.Path(path_type=Path), help="The bundle's checkpoint: torch joins, in fp32.")
+@click.option("--peers", type=click.Path(path_type=Path), metavar="PYTHON",
+              help="Of an environment with Model API; left out unless it is in this one.")  # fmt: skip
+@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE",
+              help="The bundle's checkpoint, for --size and --classes; torch joins with it in fp32, eager and compiled "
+              "(a minute or more).")  # fmt: skip
 @click.option("--size", type=SizeType(), help="Compare the network at this input size, exported anew from --weights.")
-@click.option("--classes", type=click.IntRange(2, 255), help="As many, added ones untrained; exported likewise.")
-@click.option("--calibrate-on", type=click.Path(path_type=Path), help="Photos for its int8; drawn scenes if left out.")
+@click.option("--classes", type=click.IntRange(2, 255), metavar="N",
+              help="Compare a network of N classes, for their cost alone, exported anew from --weights: its first N, "
+              "or more by untrained ones, its own with noise.")  # fmt: skip
+@click.option("--calibrate-on", type=click.Path(path_type=Path), metavar="DIR",
+              help="Photos for the int8 of what is exported anew; drawn scenes if left out.")  # fmt: skip
 @click.option(
     "--threads", type=click.IntRange(0), default=0, show_default=True, help="Of the network; 0: as they choose."
 )
-@click.option("--rounds", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=100, show_default=True, help="Frames for each contender.")
 @click.option("--blocks", type=click.IntRange(0), default=12, show_default=True, help="Of benchmark_app; 0: without.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def main(as_json: bool, folder: Path | None, path: Path, **options: Any) -> None:
+    """Compare edgeseg, frame in and exact mask out, with others on the same network and frames, taking turns."""
+    if options["peers"] is not None:
+        check_python(options["peers"])
     own = Bundle.open(path, verify=False).manifest.classes
     images = None if folder is None else open_dataset(folder, classes=own)
     with status() as tell:
@@ -150,6 +166,8 @@ def table(found: Comparison) -> str:
         if row.agreement is not None and row.name != OURS:
             about.append(f"{row.agreement:.2%} of pixels as {OURS}")
         lines += [line.rstrip(), "    " + "; ".join(about)]
+    if not any(row.name.startswith(MODEL_API) for row in found.rows):
+        lines.append(f"{MODEL_API}: not asked for (--peers PYTHON, of an environment that has it)")
     stages = "preprocess {:.2f}, network {:.2f}, decode {:.2f} ms".format(*found.stages_ms)
     whole = f"{found.whole_by_network:.3f} {_between(found.whole_by_network_interval, 3)}"
     lines.append(f"{OURS}: {stages}; whole frame / {NETWORK} {whole}")

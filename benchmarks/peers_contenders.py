@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from edgeseg.types import Image, Model
 
 OURS = "edgeseg, OpenVINO"
 NETWORK = "OpenVINO alone"
+MODEL_API = "Model API"
 _OURS_ORT = "edgeseg, ONNX Runtime"
 _PEERS = "pip install openvino-model-api in an environment, and give its Python as --peers"
 
@@ -67,7 +69,8 @@ def contenders(
         spec(NETWORK, "the network on a prepared batch", OURS, "openvino", frames=str(batches)),
     ]
     labels = [one.name for one in manifest.classes]
-    for graph, own, soft in itertools.product((enlarged, usual), (False, True), (True, False)):
+    ways = itertools.product((enlarged, usual), (False, True), (True, False))
+    for graph, own, soft in ways if peers or find_spec("model_api") else ():
         name, includes = _model_api(model, graph is enlarged, own, soft)
         files = {"usual": str(graph.path), "saved": str(folder / f"api{len(found)}.xml")}
         one = spec(name, includes, OURS, "model_api", own=own, soft=soft, labels=labels, **files)
@@ -88,7 +91,7 @@ def contenders(
 
 def _model_api(model: Model, enlarged: bool, own: bool, soft: bool) -> tuple[str, str]:
     """The name of one way of using Model API, and what it includes."""
-    name = f"Model API, {'enlarged' if enlarged else 'coarse'} logits, {'soft' if soft else 'not soft'}"
+    name = f"{MODEL_API}, {'enlarged' if enlarged else 'coarse'} logits, {'soft' if soft else 'not soft'}"
     steps = ["resize", "network", *["its logits enlarged in the graph"] * enlarged]
     height, width = model.input_size if enlarged else model.logits_shape[1:]
     steps += [f"argmax at {height}x{width}", "mask enlarged by nearest"]

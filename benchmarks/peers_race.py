@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeseg.errors import BackendError, one_line
+from edgeseg.errors import BackendError, InputError, one_line
 from edgeseg.types import ClassMap
 
 WARMUP = 10
@@ -28,6 +28,7 @@ START_S, TURN_S = 300.0, 60.0
 """How long a worker may take to start or for its first turn, which may compile, and for another."""
 PAUSE_S = 0.005
 """Between turns: threads that still spin after a run are asleep by then, whoever's they are."""
+_IMPORT_S = 60.0
 _SCRIPT = Path(__file__).with_name("peers_worker.py")
 _ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # otherwise processes stay behind
 
@@ -59,6 +60,20 @@ class Ran:
     ns: tuple[int, ...]
     stages: tuple[tuple[int, int, int], ...]
     masks: tuple[ClassMap, ...] | None
+
+
+def check_python(python: Path) -> None:
+    """Before minutes of measuring: raises InputError for a `python` that does not start or has no Model API."""
+    command = [str(python), "-I", "-c", "import openvino, model_api.models"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_IMPORT_S, check=False)
+    except OSError as error:
+        raise InputError(f"--peers: cannot start {python}: {error.strerror or error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"--peers: {python} does not import Model API within {_IMPORT_S:g} s") from error
+    if done.returncode:
+        told = one_line((done.stderr.strip().splitlines() or ["it says nothing"])[-1])
+        raise InputError(f"--peers: {python} has no Model API ({told}): pip install openvino-model-api there")
 
 
 class Worker:
@@ -113,7 +128,10 @@ class Worker:
             told = self._stderr.read().decode(errors="replace").strip().splitlines()
             needs = f" ({self._needs})" if self._needs else ""
             raise BackendError(f"{self._name} fails: {one_line(told[-1] if told else 'no message')}{needs}")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise BackendError(f"{self._name} answers {one_line(line)[:80]!r}, which is no answer") from error
         return answer
 
     def close(self) -> None:
@@ -146,7 +164,7 @@ def race(specs: Sequence[Spec], rounds: int, tell: Callable[[str], None]) -> tup
     def left_out(name: str, error: BackendError) -> None:
         if name == specs[0].name:
             raise error
-        missing[name] = str(error)
+        missing[name] = str(error).removeprefix(name).lstrip(": ")  # it stands beside the name
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

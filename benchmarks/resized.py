@@ -120,7 +120,7 @@ def as_asked(
     """
     if size is None and classes is None:
         if calibrate_on is not None:
-            raise InputError("--calibrate-on is about int8 at another input size: give --size too")
+            raise InputError("--calibrate-on is about int8 of what --size exports anew: give that too")
         return bundle, ""
     if weights is None:
         own = " (in a checkout weights/deeplabv3_mobilenet_v2.safetensors)" if bundle.path == EMBEDDED else ""
@@ -144,8 +144,12 @@ def as_asked(
         int8=int8,
         progress=progress,
     )
-    with_its = "" if classes is None else f", with {classes} classes for their cost alone"
-    return found, remark(found, calibration) + with_its
+    said, count = remark(found, calibration), len(bundle.manifest.classes)
+    if classes is not None and classes > count:
+        said += f", with {classes} classes, {classes - count} of them untrained"
+    elif classes is not None:
+        said += f", with the first {classes} classes of {count}"
+    return found, said
 
 
 def check_size(size: Size) -> None:
@@ -206,7 +210,10 @@ def _check_belongs(bundle: Bundle, weights: Path, stride: int) -> None:
     try:
         mask = torch_masks(bundle, weights, stride)(golden.frame)
     except InputError as error:
-        raise InputError(f"{weights} is not the checkpoint of {bundle.path}: {error}") from error
+        why = str(error).partition(":")[0]  # what could be done about it is not meant here
+        raise InputError(
+            f"{weights} is not the checkpoint of {bundle.path} ({why}): give the one that the bundle was exported from"
+        ) from error
     equal = float(np.mean(mask == golden.class_map))
     if equal < TOLERANCES["fp32"].mask_agreement:
         raise InputError(

@@ -107,6 +107,8 @@ def test_labelled_images_are_the_frames_and_tell_accuracy(labelled: Path, monkey
     assert raw["simulate"] == 0  # it has no raw runner
     assert all(picture.label for picture in found.samples)
     assert found.frames.source == f"3 images of {labelled}, resized"
+    low, high = found.measurements[0].accuracy.interval  # the same on both
+    assert f"mIoU on 3 labelled images, ± {(high - low) / 2:.1f} or less at 95 %" in list(_lines(found))
 
 
 def test_int8_judged_on_its_own_images_is_called_flattered(
@@ -249,7 +251,8 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(
     assert lines[0].startswith("tiny, network 64x96, drawn scenes 64 to 67, 90x160, on ")
     assert re.split(r"  +", lines[1].strip())[-7:] == ["pre", "net", "dec", "raw", "whole/raw", "fps", "MB"]
     assert lines[2].startswith("ort cpu fp32 os16 ")
-    assert lines[-1].startswith(("steady: differences above ", "this machine is too noisy for a 3% claim: "))
+    assert lines[-2:] == [f"written to {out}", f"written to {page}"]
+    assert lines[-3].startswith(("steady: differences above ", "this machine is too noisy for a 3% claim: "))
     assert read(out).measurements[0].configuration.name == "ort cpu fp32 os16"
     assert page.stat().st_size > 10_000
 

@@ -117,7 +117,7 @@ def test_the_command_measures_them_after_the_grid(
     # both take minutes; tests of their own run them
     monkeypatch.setattr(growth, "grow", functools.partial(measure, GROWTH))
     monkeypatch.setattr(peers, "compare", functools.partial(measure, PEERS[0]))
-    monkeypatch.setattr(extras_run, "_check_python", lambda python: None)
+    monkeypatch.setattr(extras_run, "check_python", lambda python: None)
     monkeypatch.setattr(extras_run, "find_spec", lambda name: object())  # torch, which the stand-in does not use
     out, page, weights = (tmp_path / name for name in ("out.json", "out.html", "x.safetensors"))
     weights.touch()

@@ -21,11 +21,12 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 from edgeseg import EMBEDDED
+from edgeseg._edge import exit_code
 from edgeseg.benchmarks import peers_race
 from edgeseg.benchmarks.extras import Comparison
 from edgeseg.benchmarks.feed import frames_of
-from edgeseg.benchmarks.peers import NETWORK, OURS, compare, table
-from edgeseg.benchmarks.peers_contenders import contenders
+from edgeseg.benchmarks.peers import NETWORK, OURS, compare, main, table
+from edgeseg.benchmarks.peers_contenders import MODEL_API, contenders
 from edgeseg.benchmarks.peers_graph import IMAGE, usual_graph
 from edgeseg.benchmarks.peers_race import Spec, Worker, race
 from edgeseg.bundle import Bundle
@@ -107,12 +108,27 @@ def test_everyone_here_runs_and_agrees(tiny: Comparison) -> None:
     assert "noise: " in text
 
 
-def test_model_api_that_is_not_here_is_told(tiny: Comparison) -> None:
+def test_model_api_that_is_not_here_is_told_in_a_line(tiny: Comparison) -> None:
     if importlib.util.find_spec("model_api"):
         pytest.skip("openvino-model-api is installed here")
-    missing = [row.missing for row in tiny.rows if row.name.startswith("Model API")]
-    assert len(missing) == 8
-    assert all("No module named 'model_api' (pip install openvino-model-api" in why for why in missing)
+    assert not any(row.name.startswith(MODEL_API) for row in tiny.rows)
+    assert [line for line in table(tiny).splitlines() if MODEL_API in line] == [
+        "Model API: not asked for (--peers PYTHON, of an environment that has it)"
+    ]
+
+
+@pytest.mark.parametrize("python", ["no/python", "/bin/ls"])
+def test_a_python_without_it_is_told_at_once(python: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(main, "peers", ["--peers", python]) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert told.err.startswith(f"peers: --peers: {'cannot start no/python' if 'no/' in python else '/bin/ls has no'}")
+
+
+def test_a_worker_that_is_no_worker_is_one_line(tmp_path: Path) -> None:
+    spec = Spec("a peer", "", "a peer", {}, python=Path("/bin/echo"))
+    with pytest.raises(BackendError, match=r"^a peer answers '-I .*peers_worker.py .*, which is no answer$"):
+        Worker(spec, tmp_path)
 
 
 def test_benchmark_app_runs_the_same_graph_with_the_same_settings(tiny: Comparison) -> None:
@@ -166,7 +182,7 @@ def test_a_worker_that_hangs_is_left_out(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(peers_race, "TURN_S", 0.5)
     stopped_at = "round 2 of 3"
     ran, missing = race([ours, network], 3, tell)
-    assert missing == {NETWORK: f"{NETWORK} does not answer within 0.5 s"}
+    assert missing == {NETWORK: "does not answer within 0.5 s"}
     assert list(ran) == [OURS]
     assert len(ran[OURS].ns) == 3
     with pytest.raises(BackendError, match=rf"^{OURS} does not answer within 0\.5 s$"):
@@ -186,7 +202,7 @@ PEERS = (  # a shell's background job ignores Ctrl-C, and so would what it start
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are looked up in /proc")
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_no_child_outlives_the_run(kind: signal.Signals, tmp_path: Path) -> None:
-    options = ["--bundle", str(TINY), "--precision", "fp32", "--frame", "135x240", "--rounds", "1000000"]
+    options = ["--bundle", str(TINY), "--precision", "fp32", "--frames", "135x240", "--rounds", "1000000"]
     command, environment = [sys.executable, "-c", PEERS, *options], os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         _wait(lambda: len(_children(process.pid)) >= 2)

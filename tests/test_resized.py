@@ -108,8 +108,8 @@ def test_with_other_classes_the_networks_own_stay_as_they_are(street: Street, co
 def test_a_bundle_with_other_classes(street: Street, tmp_path: Path, count: int) -> None:
     weights, photos = street.weights, street.photos
     found, said = as_asked(street.bundle, None, tmp_path, weights=weights, calibrate_on=photos, classes=count)
-    assert said.endswith(f"at 32x48, its int8 calibrated on 2 images of {photos}, without a guard, with {count} "
-                         "classes for their cost alone")  # fmt: skip
+    its = {2: "the first 2 classes of 3", 5: "5 classes, 2 of them untrained"}[count]
+    assert said.endswith(f"at 32x48, its int8 calibrated on 2 images of {photos}, without a guard, with {its}")
     assert [one.name for one in found.manifest.classes] == ["ground", "wall", "sky", "class 3", "class 4"][:count]
     assert {variant.logits_shape[0] for variant in found.manifest.variants} == {count}
     assert found.contents == "1 fp32, 1 int8 (cpu)"
@@ -127,7 +127,10 @@ def test_a_bundle_with_other_classes(street: Street, tmp_path: Path, count: int)
         ({"classes": 256}, "256 classes were asked for: give 2 to 255"),
         ({"output_strides": [8]}, "no output stride 8: it has 1"),
         ({"weights": Path("none.pt")}, "no weights at none.pt"),
-        ({"bundle": Bundle.open(TINY)}, "is not the checkpoint of .*tiny.edgeseg: a U-Net cannot run at output stride"),
+        (
+            {"bundle": Bundle.open(TINY)},
+            r"checkpoint of .*tiny.edgeseg \(a U-Net cannot run at output stride 16\): give the one",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_at_once(street: Street, tmp_path: Path, arguments: dict[str, Any], told: str) -> None:
@@ -181,7 +184,7 @@ def test_bench_at_another_size(street: Street, tmp_path: Path, capsys: pytest.Ca
     ("options", "told"),
     [
         (["--size", "40x64"], r"--size exports the network anew: give the bundle's checkpoint with --weights"),
-        (["--calibrate-on", "."], "--calibrate-on is about int8 at another input size: give --size too"),
+        (["--calibrate-on", "."], "--calibrate-on is about int8 of what --size exports anew: give that too"),
         (["--weights", "w.pt"], "--weights is for --data, --size or --peers: give one of these too"),
         (["--size", "40x64", "--weights", "w.pt", "--backend", "none"], "unknown backend 'none'"),
         (["--size", "40x64", "--weights", "W", "--calibrate-on", ".", "--precision", "fp32"], "and none is measured"),

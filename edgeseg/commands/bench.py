@@ -167,6 +167,8 @@ def command(
                 _write(results, json_path, report)  # whatever happens, what is measured so far is kept
         for text in tables(results):
             click.echo(f"\n{text}")
+    for file in filter(None, (json_path, report)):
+        click.echo(f"written to {file}")
 
 
 def _write(results: Results, json_path: Path | None, report: Path | None) -> None:
@@ -220,6 +222,10 @@ def _lines(results: Results) -> Iterator[str]:
     if fewest < P99_SAMPLES:
         needs = f"it needs {P99_SAMPLES} (--seconds, --thorough, or fewer configurations)"
         yield f"p90 and max instead of p99: {fewest} frames each, {needs}"
+    labelled = [one.accuracy for one in measured if one.accuracy]
+    if labelled:
+        widest = max((high - low) / 2 for low, high in (one.interval for one in labelled))
+        yield f"mIoU on {labelled[0].images} labelled images, ± {widest:.1f} or less at 95 %"
     for one in results.measurements:
         yield from _more(one)
     yield noise_line(results.noise)
