@@ -91,6 +91,7 @@ def bad_calls(photos: Path, tmp_path: Path) -> dict[str, tuple[list[object], str
     (tmp_path / "way" / "street0.png").mkdir(parents=True)
     os.mkfifo(tmp_path / "fifo.png")
     return {
+        "no number": (["segment", image, "--tile", "--overlap", "x"], "'x' is not a whole number."),
         "missing image": (["segment", tmp_path / "none.jpg"], "cannot read"),
         "no name": (["segment", ""], "is empty"),
         "no name among several": (["segment", image, ""], "is empty"),
