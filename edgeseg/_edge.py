@@ -22,10 +22,11 @@ def exit_code(command: click.Command, name: str, arguments: Sequence[str] | None
             result = command.main(arguments, prog_name=name, standalone_mode=False)
             return result if isinstance(result, int) else 0
         except click.ClickException as error:
+            # click names its own types, not what to give
             told = error.format_message().replace("a valid integer range", "a whole number")
             return _fail(
                 name, told.replace("a valid float range", "a number")
-            )  # click names its types, not what to give
+            )
         except EdgesegError as error:
             return _fail(name, str(error))
         except ModuleNotFoundError as error:
