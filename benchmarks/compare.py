@@ -85,6 +85,18 @@ class Gate:
         return f"{self.kind}={self.limit:.6g}" if self.kind == "miou-drop" else f"{self.kind}={100 * self.limit:.6g}%"
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a gate, and why; a build fails only by one that is "not held"."""
+
+    gate: Gate
+    outcome: Literal["held", "not held", "cannot be judged"]
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.gate}: {self.outcome}" + (f": {self.why}" if self.why else "")
+
+
 def compare(
     before: Results, after: Results, *, names: tuple[str, str] = ("before", "after"), anyway: bool = False
 ) -> Comparison:
@@ -127,58 +139,52 @@ def compare(
     return Comparison(rows, tuple(notes))
 
 
-def fired(found: Comparison, gates: Sequence[Gate]) -> tuple[str, ...]:
-    """One line per gate that fails, naming the configuration that is worst.
+def judge(found: Comparison, gates: Sequence[Gate]) -> tuple[Verdict, ...]:
+    """One verdict per gate, naming the configuration that is worst.
 
-    A gate fails only where the whole 95 % interval lies beyond its limit, so that noise alone seldom fails a build: a
-    machine that cannot tell 3 % lets through what is less than 3 % beyond the limit. It fails too where a configuration
-    that ran before no longer does. Raises InputError for a gate that nothing measured can be judged by.
+    A gate is not held only where the whole 95 % interval lies beyond its limit, so that noise alone seldom fails a
+    build, and where a configuration that ran before no longer does. It cannot be judged where an interval reaches
+    beyond the limit and is wider than it to that side. Raises InputError for a gate that nothing measured can be judged
+    by.
     """
-    lines = []
-    for gate in gates:
-        slower = gate.kind == "slower-than"
-        changes = [(row, row.frame if slower else row.miou) for row in found.rows]
-        failed = [row for row in found.rows if row.failure]
-        judged = [(row, change) for row, change in changes if change is not None]
-        if not judged and not failed:
-            raise InputError(f"{gate} has nothing to judge: no {'times' if slower else 'mIoU'} in both runs")
-        beyond = [
-            (abs(change.change - change.nothing), row, change)
-            for row, change in judged
-            if (change.interval[0] > 1 + gate.limit if slower else change.interval[1] < -gate.limit)
-        ]
-        if failed:
-            said, count = f"{failed[0].configuration.name} no longer runs: {failed[0].failure}", len(failed)
-        elif beyond:
-            _, row, change = max(beyond, key=lambda one: one[0])
-            low, high = change.interval
-            said = (
-                f"takes {change.change:.3f} times as long as before (95 %: {low:.3f} to {high:.3f})"
-                if slower
-                else f"has {change.change:+.2f} points of mIoU (95 %: {low:+.2f} to {high:+.2f})"
-            )
-            said, count = f"{row.configuration.name} {said}", len(beyond)
-        else:
-            continue
-        lines.append(f"{gate}: {said}" + (f", and {count - 1} more" if count > 1 else ""))
-    return tuple(lines)
+    return tuple(_verdict(found, gate) for gate in gates)
 
 
-def blunt(found: Comparison, gates: Sequence[Gate]) -> tuple[str, ...]:
-    """One line per gate that lets through twice its limit and more, since these runs cannot tell that much."""
-    lines = []
-    for gate in gates:
-        slower = gate.kind == "slower-than"
-        errors = [
-            (change.change - change.interval[0] if slower else change.interval[1] - change.change, row)
-            for row in found.rows
-            if (change := row.frame if slower else row.miou) is not None
-        ]
-        error, row = max(errors, key=lambda one: one[0], default=(0.0, None))
-        if row is not None and error > gate.limit:
-            told = f"{error:.1%}" if slower else f"{error:.2f} points"
-            lines.append(f"{gate} is blunt: these runs tell no difference below {told} of {row.configuration.name}")
-    return tuple(lines)
+def _verdict(found: Comparison, gate: Gate) -> Verdict:
+    slower = gate.kind == "slower-than"
+    judged = [(row, change) for row in found.rows if (change := row.frame if slower else row.miou) is not None]
+    failed = [row for row in found.rows if row.failure]
+    if not judged and not failed:
+        raise InputError(f"{gate} has nothing to judge: no {'times' if slower else 'mIoU'} in both runs")
+    if failed:
+        said = f"{failed[0].configuration.name} no longer runs: {failed[0].failure}"
+        return Verdict(gate, "not held", said + _more(failed))
+    sign = 1 if slower else -1
+    losses = [  # the least, the likely and the most, in shares or points
+        (*sorted(sign * (end - change.nothing) for end in change.interval), sign * (change.change - change.nothing))
+        for _, change in judged
+    ]
+    beyond = [(likely, at) for at, (least, _, likely) in enumerate(losses) if least > gate.limit]
+    if beyond:
+        row, change = judged[max(beyond)[1]]
+        low, high = change.interval
+        said = (
+            f"takes {change.change:.3f} times as long as before (95 %: {low:.3f} to {high:.3f})"
+            if slower
+            else f"has {change.change:+.2f} points of mIoU (95 %: {low:+.2f} to {high:+.2f})"
+        )
+        return Verdict(gate, "not held", f"{row.configuration.name} {said}{_more(beyond)}")
+    errors = [(most - likely, at) for at, (_, most, likely) in enumerate(losses) if most > gate.limit < most - likely]
+    if errors:
+        error, at = max(errors)
+        told = f"{100 * error:.1f} %" if slower else f"{error:.2f} points"
+        said = f"these runs tell no difference below {told} of {judged[at][0].configuration.name}"
+        return Verdict(gate, "cannot be judged", said)
+    return Verdict(gate, "held", "")
+
+
+def _more(found: Sequence[object]) -> str:
+    return f", and {len(found) - 1} more" if len(found) > 1 else ""
 
 
 def _unlike(before: Results, after: Results) -> list[str]:
@@ -186,11 +192,14 @@ def _unlike(before: Results, after: Results) -> list[str]:
     found = []
     old, new = before.host.fixed, after.host.fixed
     for key in dict.fromkeys((*old, *new)):
-        if _unordered(key, old) != _unordered(key, new):
-            found.append(f"hosts differ in {key} ({old.get(key, 'not said')} against {new.get(key, 'not said')})")
+        sides = (old.get(key, "not said"), new.get(key, "not said"))
+        if key == "runtimes":
+            sides = _shared_runtimes(old.get(key, ""), new.get(key, ""))
+        if sides[0] != sides[1]:
+            found.append(f"hosts differ in {key} ({sides[0]} against {sides[1]})")
     if before.frames.digest != after.frames.digest:
-        sides = [f"{run.frames.height}x{run.frames.width}, {run.frames.source}" for run in (before, after)]
-        found.append(f"frames differ ({sides[0]} against {sides[1]})")
+        frames = [f"{run.frames.height}x{run.frames.width}, {run.frames.source}" for run in (before, after)]
+        found.append(f"frames differ ({frames[0]} against {frames[1]})")
     first, second = (next((one.accuracy for one in run.measurements if one.accuracy), None) for run in (before, after))
     if first is not None and second is not None:
         if list(first.iou) != list(second.iou):
@@ -201,10 +210,14 @@ def _unlike(before: Results, after: Results) -> list[str]:
     return found
 
 
-def _unordered(key: str, fixed: dict[str, str]) -> str | set[str] | None:
-    """A fact of a host; of its runtimes which they are, as their order is only that in which they were named."""
-    said = fixed.get(key)
-    return said if said is None or key != "runtimes" else set(said.split(", "))
+def _shared_runtimes(before: str, after: str) -> tuple[str, str]:
+    """Of runtimes with versions ("openvino 2026.4, onnxruntime 1.32") those that both runs have, in one order.
+
+    What only one has measured none of the configurations that are compared.
+    """
+    sides = [{one.rpartition(" ")[0] or one: one for one in said.split(", ")} for said in (before, after)]
+    shared = sorted(sides[0].keys() & sides[1].keys())
+    return ", ".join(sides[0][name] for name in shared), ", ".join(sides[1][name] for name in shared)
 
 
 def _row(before: Measurement, after: Measurement, claim: float) -> Row:

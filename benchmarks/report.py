@@ -138,8 +138,10 @@ def _method(results: Results) -> list[Part]:
         "frames": f"{frames.height}×{frames.width} (height × width), {frames.source} ({frames.digest[:16]})",
     }
     items = [tag("div", tag("dt", key), tag("dd", value)) for key, value in facts.items()]
+    words = results.command.split(" ")  # each kept whole where the line wraps: browsers break after a hyphen
+    command = [part for word in words for part in (" ", tag("span", word))][1:]
     return [
-        tag("pre", tag("code", results.command), tabindex=0),
+        tag("pre", tag("code", command)),
         tag("dl", items),
         report_tables.host(results.host),
     ]

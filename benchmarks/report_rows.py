@@ -165,7 +165,8 @@ def behind(rows: Sequence[Row]) -> list[tuple[float, Interval] | None]:
 def picks(rows: Sequence[Row], claim: float) -> list[Pick]:
     """At most four choices, from the tightest limit to the loosest, each at the lowest limit that it is right for.
 
-    Of those within the limit the fastest that is within 0.1 points of the most accurate. Without any accuracy the
+    Within a limit is what keeps it to the upper end of its median's interval: the next run should keep it too. Of those
+    within the limit the fastest that is within 0.1 points of the most accurate. Without any accuracy the
     fastest of each stride.
     """
     judged = [row for row in rows if row.accuracy is not None]
@@ -176,7 +177,7 @@ def picks(rows: Sequence[Row], claim: float) -> list[Pick]:
     found = dict[str, tuple[int, Row]]()
     most_accurate = _choice(judged)
     for limit in _LIMITS:
-        within = [row for row in judged if row.frame.p50 <= limit]
+        within = [row for row in judged if row.frame.interval[1] < limit]
         if within:
             row = _choice(within)
             found.setdefault(row.label, (limit, row))

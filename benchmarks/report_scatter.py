@@ -147,8 +147,11 @@ def _lines(plane: _Plane, rows: Sequence[Row]) -> list[Html]:
 
 
 def _labels(plane: _Plane, rows: Sequence[Row], best: Sequence[Row], taken: list[Box]) -> list[Html]:
-    """Names beside the marks where there is room: the front's numbers, and each series once; titles name the others."""
-    wanted = [([row], f"{ms(row.frame.p50)} ms · {row.miou:.1f}", "value") for row in best]
+    """Beside the marks the front's numbers, where they lie on lines least, and each series once, where it lies on none.
+
+    The key tells the others.
+    """
+    wanted = [([row], f"{ms(row.frame.p50)} ms · {row.miou:.1f}", "value") for row in reversed(best)]
     for name in dict.fromkeys(row.series for row in rows):
         members = sorted((row for row in rows if row.series == name), key=lambda row: row.stride)
         wanted.append(([*members[:1], *members[:0:-1]], name, "name"))
@@ -156,9 +159,13 @@ def _labels(plane: _Plane, rows: Sequence[Row], best: Sequence[Row], taken: list
     lines = _on_lines(plane, rows, best)
     for options, words, kind in wanted:
         width = _LETTER * len(words) + 4
-        tries = ((row, _place(plane, row, width, others)) for others in ([*taken, *lines], taken) for row in options)
-        row, box = next(((row, box) for row, box in tries if box is not None), (options[0], None))
-        if box is not None:
+        places = [
+            (sum(_meet(box, line) for line in lines), order, box, row)
+            for order, row in enumerate(options)
+            for box in _places(plane, row, width, taken, kind == "value")
+        ]
+        crossed, _, box, row = min(places, key=lambda one: one[:2], default=(0, 0, None, options[0]))
+        if box is not None and (kind == "value" or not crossed):
             taken.append(box)
             color = precision_class(row.precision)
             drawn.append(tag("text", words, x=box[0] + 2, y=box[3] - 4, class_=f"{kind} {color}"))
@@ -173,8 +180,8 @@ def _on_lines(plane: _Plane, rows: Sequence[Row], best: Sequence[Row]) -> list[B
         ends += list(itertools.pairwise(map(plane.at, members)))
     for one, other in itertools.pairwise(map(plane.at, best)):
         ends += [(one, (other[0], one[1])), ((other[0], one[1]), other)]
-    x, y = plane.at(best[-1])
-    ends.append(((x, y), (plane.box[2], y)))
+    first, last = plane.at(best[0]), plane.at(best[-1])
+    ends += [(first, (first[0], plane.box[3])), (last, (plane.box[2], last[1]))]
     found = []
     for (x0, y0), (x1, y1) in ends:
         count = int(math.hypot(x1 - x0, y1 - y0) / 8) + 1
@@ -184,19 +191,18 @@ def _on_lines(plane: _Plane, rows: Sequence[Row], best: Sequence[Row]) -> list[B
     return found
 
 
-def _place(plane: _Plane, row: Row, width: float, taken: Sequence[Box]) -> Box | None:
+def _places(plane: _Plane, row: Row, width: float, taken: Sequence[Box], at_edges: bool) -> list[Box]:
+    """Where words beside a mark meet nothing that is taken, best first; `at_edges`: also along the chart's sides."""
     x, y = plane.at(row)
     left, top, right, bottom = plane.box
     before = -width - 18
-    for dx, dy in (
-        *((18, -8), (-width / 2, -32), (-width / 2, 17), (before, -8)),
-        *((8, -29), (8, 15), (before + 10, 15), (before + 10, -29)),
-    ):
-        box = (x + dx, y + dy, x + dx + width, y + dy + 16)
-        inside = left <= box[0] and box[2] <= right and top <= box[1] and box[3] <= bottom
-        if inside and not any(_meet(box, other) for other in taken):
-            return box
-    return None
+    offsets = [(18.0, -8), (-width / 2, -32), (-width / 2, 17), (before, -8)]
+    offsets += [(8, -29), (8, 15), (before + 10, 15), (before + 10, -29)]
+    if at_edges:
+        offsets += [(edge - x, -32) for edge in (left + 2, right - width) if edge < x < edge + width]
+    boxes = [(x + dx, y + dy, x + dx + width, y + dy + 16) for dx, dy in offsets]
+    inside = [box for box in boxes if left <= box[0] and box[2] <= right and top <= box[1] and box[3] <= bottom]
+    return [box for box in inside if not any(_meet(box, other) for other in taken)]
 
 
 def _meet(one: Box, other: Box) -> bool:

@@ -13,10 +13,6 @@ _THIN = "\u202f"
 FAILED = "All else in this report is about the others."
 GRID = "Latency counts everything between the raw frame and the mask at the frame's own size."
 LATENCY = "Bars reach the median; the line goes on to p90 and p99 (below 100 frames the longest)."
-PANELS = (
-    "All panels have one scale: how much later than the own median. The solid line is the median, the dashed one p99; "
-    "the strip below is the run from beginning to end."
-)
 PICTURES = "What differs is marked over the darkened frame; pixels without a label do not count."
 RATES = (
     "Age is how long ago its frame was taken when a result is there, milliseconds; a frame is missed where a newer one "
@@ -141,14 +137,15 @@ def stages(row: Row) -> str:
 
 
 def steadiness(rows: Sequence[Row]) -> str:
-    """How steady the frames are."""
+    """How steady the frames are, and how to read the panels."""
     late = sorted((row.frame.jitter / row.frame.p50, row.label) for row in rows if row.frame.jitter is not None)
-    if not late:
-        return f"Too few frames were timed for a 99th percentile. {PANELS}"
-    words = [f"{percent(share)} in {label}" for share, label in late]
-    if len(late) == 1:
-        return f"One frame in a hundred is later than the median by more than {words[0]}. {PANELS}"
-    return f"One frame in a hundred is later than the median by more than {words[0]} and {words[-1]}. {PANELS}"
+    words = " and ".join(f"{percent(share)} in {label}" for share, label in dict.fromkeys((*late[:1], *late[-1:])))
+    said = f"One frame in a hundred is later than the median by more than {words}."
+    return (
+        f"{said if late else 'Too few frames were timed for a 99th percentile.'} All panels have one scale: how much "
+        f"later than the own median. The solid line is the median{', the dashed one p99' if late else ''}; the strip "
+        "below is the run from beginning to end."
+    )
 
 
 def classes(row: Row, rows: Sequence[Row]) -> str:

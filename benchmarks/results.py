@@ -197,18 +197,28 @@ def save(results: Results, path: Path) -> None:
 
 def read(path: Path) -> Results:
     """Read what `save` wrote. Raises InputError naming the file for anything else, also another format's number."""
+    remedy = "give a file that `edgeseg bench --json FILE` wrote"
+    other = f"{path} is no run of `edgeseg bench --json`: {remedy}"
     try:
-        data = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if not content.strip():
+        raise InputError(f"{path} is empty: {remedy}")
+    try:
+        data = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a benchmark's JSON: {error}") from error
-    found = data.get("format") if isinstance(data, dict) else None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is not a benchmark's JSON: it holds a {type(data).__name__}")
-    if found != FORMAT:
-        raise InputError(f"{path} is of format {found}, this edgeseg reads {FORMAT}: run `edgeseg bench --json` again")
+        if not content.lstrip().startswith(b"{"):
+            raise InputError(other) from error
+        line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(f"{path} is cut short or damaged{line}: {remedy}") from error
+    if not isinstance(data, dict) or "format" not in data or "measurements" not in data:
+        raise InputError(other)
+    if data["format"] != FORMAT:
+        raise InputError(
+            f"{path} is of format {data['format']!r:.60}, this edgeseg reads {FORMAT}: run `edgeseg bench --json` again"
+        )
     try:
         return from_json(Results, data, "results")
     except RecordError as error:
-        raise InputError(f"{path} is not a benchmark's JSON: {error}") from error
+        raise InputError(f"{path} is damaged ({error}): {remedy}") from error

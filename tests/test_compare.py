@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks.compare import Gate, blunt, compare, fired
+from edgeseg.benchmarks.compare import Comparison, Gate, Verdict, compare, judge
 from edgeseg.benchmarks.quality import pack
 from edgeseg.benchmarks.results import (
     Accuracy,
@@ -64,7 +64,7 @@ def results(*measurements: Measurement, claim: float = 0.01, **changes: Any) -> 
         began="2026-01-01T00:00:00",
         measurements=measurements,
     )
-    return dataclasses.replace(made, **changes)
+    return replace(made, **changes)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -108,9 +108,6 @@ def test_a_run_that_can_tell_little_claims_little() -> None:
     assert found is not None
     assert found.interval == pytest.approx((0.8 * found.change, 1.2 * found.change))
     assert not found.certain
-    gates = [Gate.read("slower-than=5%"), Gate.read("slower-than=30%"), Gate.read("miou-drop=0.3")]
-    said = "slower-than=5% is blunt: these runs tell no difference below 2"
-    assert [line[: len(said)] for line in blunt(compare(before, before), gates)] == [said]
     few = compare(before, results(Measurement(FINE, latency=latency(11, count=3)))).rows[0]
     assert few.frame is not None
     assert few.network is None
@@ -154,15 +151,17 @@ def test_unlike_runs_are_refused_by_name(change: dict[str, Any], named: str) -> 
     assert len(notes) == 1
 
 
-def test_runtimes_may_be_named_in_any_order() -> None:
+def test_runtimes_are_compared_where_both_runs_have_them_in_any_order() -> None:
     one = Measurement(FINE, latency=latency(10))
     runs = [
-        results(one, host=Host({"runtimes": said}))
-        for said in ("ort 1.2, openvino 3", "openvino 3, ort 1.2", "ort 1.2")
+        results(one, host=Host({"runtimes": said} if said else {}))
+        for said in ("ort 1.2, openvino 3", "openvino 3, ort 1.2", "ort 1.2", "", "ort 1.2, openvino 4")
     ]
-    assert not compare(runs[0], runs[1]).notes
-    with pytest.raises(InputError, match=r"hosts differ in runtimes \(ort 1\.2, openvino 3 against ort 1\.2\)"):
-        compare(runs[0], runs[2])
+    for other in runs[:4]:
+        assert not compare(runs[0], other).notes
+        assert not compare(other, runs[0]).notes
+    with pytest.raises(InputError, match=r"hosts differ in runtimes \(openvino 3, ort 1\.2 against openvino 4, ort 1"):
+        compare(runs[0], runs[4])
 
 
 def test_other_images_and_classes_are_refused(counts: tuple[np.ndarray, np.ndarray]) -> None:
@@ -202,6 +201,10 @@ def test_what_is_no_gate_says_so(text: str) -> None:
         Gate.read(text)
 
 
+def judged(found: Comparison, *gates: str) -> list[str]:
+    return [str(one) for one in judge(found, [Gate.read(gate) for gate in gates])]
+
+
 def test_gates_fire_where_the_whole_interval_is_beyond(counts: tuple[np.ndarray, np.ndarray]) -> None:
     before = results(
         Measurement(FINE, latency=latency(10), accuracy=accuracy(counts[0])),
@@ -212,18 +215,42 @@ def test_gates_fire_where_the_whole_interval_is_beyond(counts: tuple[np.ndarray,
         Measurement(COARSE, latency=latency(5.6), accuracy=accuracy(counts[1])),
     )
     found = compare(before, after)
-    said = fired(found, [Gate.read("slower-than=5%"), Gate.read("miou-drop=0.5")])
-    assert said[0].startswith("slower-than=5%: ort cpu int8 os16 t2 takes 1.1")
+    said = judged(found, "slower-than=5%", "miou-drop=0.5")
+    assert said[0].startswith("slower-than=5%: not held: ort cpu int8 os16 t2 takes 1.1")
     assert said[0].endswith(", and 1 more")
-    assert said[1].startswith("miou-drop=0.5: ort cpu int8 os16 t2 has -0.9")
-    assert not fired(found, [Gate.read("slower-than=11.5%"), Gate.read("miou-drop=1")])  # beyond or at it, not surely
-    assert not fired(compare(after, before), [Gate.read("slower-than=0%"), Gate.read("miou-drop=0")])
+    assert said[1].startswith("miou-drop=0.5: not held: ort cpu int8 os16 t2 has -0.9")
+    # beyond or at it, not surely
+    assert judged(found, "slower-than=11.5%", "miou-drop=1") == ["slower-than=11.5%: held", "miou-drop=1: held"]
+    # surely faster and better is below any limit, however little these runs tell
+    both = compare(results(after.measurements[1]), results(before.measurements[1]))
+    assert judged(both, "slower-than=0%", "miou-drop=0") == ["slower-than=0%: held", "miou-drop=0: held"]
     with pytest.raises(InputError, match=r"miou-drop=0\.3 has nothing to judge"):
-        fired(compare(results(Measurement(FINE, latency=latency(1))), after), [Gate.read("miou-drop=0.3")])
+        judged(compare(results(Measurement(FINE, latency=latency(1))), after), "miou-drop=0.3")
     broken = results(Measurement(FINE, failure="backend openvino: no"), after.measurements[1])
-    assert fired(compare(before, broken), [Gate.read("slower-than=50%")]) == (
-        "slower-than=50%: openvino cpu fp32 os8 no longer runs: backend openvino: no",
+    assert judged(compare(before, broken), "slower-than=50%") == [
+        "slower-than=50%: not held: openvino cpu fp32 os8 no longer runs: backend openvino: no"
+    ]
+
+
+def test_a_gate_finer_than_the_runs_can_tell_cannot_be_judged(counts: tuple[np.ndarray, np.ndarray]) -> None:
+    fine = Measurement(FINE, latency=latency(10), accuracy=accuracy(counts[0], kept=False))
+    coarse = Measurement(COARSE, latency=latency(5))
+    found = compare(results(fine, coarse, claim=0.2), results(fine, coarse))
+    assert judge(found, [Gate.read("slower-than=5%"), Gate.read("slower-than=30%"), Gate.read("miou-drop=0.3")]) == (
+        Verdict(
+            Gate("slower-than", 0.05),
+            "cannot be judged",
+            "these runs tell no difference below 20.0 % of ort cpu int8 os16 t2",
+        ),
+        Verdict(Gate("slower-than", 0.3), "held", ""),
+        Verdict(
+            Gate("miou-drop", 0.3),
+            "cannot be judged",
+            "these runs tell no difference below 4.00 points of openvino cpu fp32 os8",
+        ),
     )
+    slower = compare(results(fine, coarse, claim=0.2), results(replace(fine, latency=latency(15)), coarse))
+    assert judged(slower, "slower-than=5%")[0].startswith("slower-than=5%: not held: openvino cpu fp32 os8 takes 1.5")
 
 
 def test_the_command(tmp_path: Path, counts: tuple[np.ndarray, np.ndarray], capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,8 +266,20 @@ def test_the_command(tmp_path: Path, counts: tuple[np.ndarray, np.ndarray], caps
     code, out, err = run(capsys, before, after, "--fail-if", "slower-than=5%", "--fail-if", "miou-drop=3", "--json")
     report = json.loads(out)
     assert (code, report["ok"], report["gates"]) == (1, False, ["slower-than=5%", "miou-drop=3"])
-    assert err.startswith("edgeseg: slower-than=5%: openvino cpu fp32 os8 takes 1.2")
+    assert err.startswith("edgeseg: slower-than=5%: not held: openvino cpu fp32 os8 takes 1.2")
     assert err.count("\n") == 1
+    assert [f"edgeseg: {line}" for line in report["failed"]] == err.splitlines()
+    assert [one["outcome"] for one in report["verdicts"]] == ["not held", "held"]
+    assert not report["notes"]
+    gates = [part for gate in ("slower-than=5%", "miou-drop=3") for part in ("--fail-if", gate)]
+    code, out, err = run(capsys, before, after, *gates)
+    assert (code, err) == (1, "")
+    assert out.splitlines()[-3:] == ["", f"gate {report['failed'][0]}", "gate miou-drop=3: held"]
+    code, out, err = run(capsys, before, before, "--fail-if", "slower-than=0.1%")
+    assert (code, err) == (0, "")
+    said = "slower-than=0.1%: cannot be judged: these runs tell no difference below 1.0 % of openvino cpu fp32 os8"
+    assert out.splitlines()[-1] == f"gate {said}"
+    assert out.count("0.1%") == 1
     assert report["configurations"][0]["frame_ns"]["certain"]
     for arguments, named in (
         ([before, tmp_path / "none.json"], "cannot read"),

@@ -17,7 +17,7 @@ import pytest
 
 cv2 = pytest.importorskip("cv2", reason="the report compares its pictures with OpenCV")
 
-from edgeseg.benchmarks import quality, report, report_rows, report_words
+from edgeseg.benchmarks import quality, report, report_rows, report_scatter, report_words
 from edgeseg.benchmarks.extras import App, Comparison, Decoding, Growth, Row, Stages
 from edgeseg.benchmarks.report_html import Html, tag
 from edgeseg.benchmarks.results import (
@@ -302,7 +302,7 @@ def test_the_sentence_is_the_best_choice(results: Results) -> None:
     assert [pick.limit for pick in chosen] == sorted(pick.limit or 0 for pick in chosen)
     for pick in chosen:
         assert pick.limit is not None
-        within = [row for row in rows if row.frame.p50 <= pick.limit]
+        within = [row for row in rows if row.frame.interval[1] < pick.limit]
         assert pick.row in within
         assert pick.row.miou >= max(row.miou for row in within) - 0.1
         assert all(row.miou < max(r.miou for r in within) - 0.1 for row in within if row.frame.p50 < pick.row.frame.p50)
@@ -320,6 +320,20 @@ def test_the_sentence_is_the_best_choice(results: Results) -> None:
     two = replace(results, measurements=(one, slow), samples=())
     said = Page(report.page(two)).text.replace("\u202f", " ")
     assert "For at most 15 ms a frame choose OpenVINO int8 at output stride 16: 12.3 ms, 72.1 mIoU." in said
+
+
+def test_a_limit_lies_above_the_whole_interval(results: Results) -> None:
+    one = results.measurements[5]
+    assert one.latency is not None
+    wide = replace(one.latency, frame_ns=tuple(8_300_000 + 26_300 * (7 * at % 101) for at in range(101)))
+    noisy = replace(results, noise=Noise(0.2, True), measurements=(replace(one, latency=wide), results.measurements[1]))
+    found = report_rows.picks(report_rows.rows_of(noisy), noisy.noise.claim)
+    low, high = found[0].row.frame.interval
+    assert low < found[0].row.frame.p50 < 10 < high < 15
+    assert found[0].limit == 15
+    low, high = found[1].row.frame.interval
+    assert low < found[1].row.frame.p50 < 25 < high < 33
+    assert "33\u202fms or more" in Page(report.page(noisy)).text
 
 
 def test_equal_configurations_are_called_equal(results: Results) -> None:
@@ -397,7 +411,10 @@ def test_what_was_not_measured_is_left_out(results: Results, tmp_path: Path) -> 
     latency = replace(few.latency, frame_ns=few.latency.frame_ns[:5], raw_ns=(), rounds_ns=())
     few = replace(few, latency=latency, rates=(FixedRate(30.0, (), 0, 0),))
     assert summarise(latency.frame_ns).p99 is None
-    assert "Too few frames" in Page(report.page(replace(none, measurements=(few,)))).text
+    short = Page(report.page(replace(none, measurements=(few,)))).text
+    assert "Too few frames" in short
+    assert "dashed" not in short
+    assert "The solid line is the median, the dashed one p99; the strip below" in page.text
     save(bare, tmp_path / "out.json")
     assert report.page(read(tmp_path / "out.json")) == report.page(bare)
 
@@ -469,6 +486,22 @@ def test_writing_is_whole_or_not_at_all(results: Results, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["out.html"]
 
 
+def test_words_in_the_chart_lie_on_few_lines(results: Results) -> None:
+    rows = report_rows.rows_of(results)
+    best = report_rows.front(rows)
+    for size in (report_scatter._WIDE, report_scatter._NARROW):
+        plane = report_scatter._plane(rows, size)
+        lines = report_scatter._on_lines(plane, rows, best)
+        drawn = "".join(report_scatter._labels(plane, rows, best, []))
+        found = re.findall(r'x="([\d.]+)" y="([\d.]+)" class="(value|name)[^>]*>([^<]+)<', drawn)
+        assert [kind for *_, kind, _ in found].count("value") == len(best)
+        for x, y, kind, words in found:
+            left, bottom = float(x) - 2, float(y) + 4
+            box = (left, bottom - 16, left + report_scatter._LETTER * len(words) + 4, bottom)
+            crossed = sum(report_scatter._meet(box, line) for line in lines)
+            assert crossed <= (4 if kind == "value" else 0), (size, words)
+
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 DRIVER = """<!doctype html><body><script>
 const said = [];
@@ -480,11 +513,13 @@ for (const width of [1440, 390]) {
     const column = () => [...page.querySelectorAll("#grid tbody tr")].map((row) => row.cells[0].textContent);
     const head = [...page.querySelectorAll("#grid button")].find((one) => one.textContent === "mIoU");
     const before = column(); head.click(); const up = column(); head.click(); const down = column();
+    const pre = page.querySelector("pre");
     const menu = page.getElementById("masks"); menu.value = "11";
     menu.dispatchEvent(new frame.contentWindow.Event("change"));
     const mask = [...page.querySelectorAll(".tile.on figcaption")].map((one) => one.textContent);
     const charts = [...page.querySelectorAll("svg.scatter")].filter((one) => one.getBoundingClientRect().width).length;
-    said.push({ width, over: root.scrollWidth - root.clientWidth, before, up, down, mask, charts,
+    said.push({ width, hidden: pre.scrollWidth - pre.clientWidth,
+      over: root.scrollWidth - root.clientWidth, before, up, down, mask, charts,
       broken: [...page.images].filter((one) => !one.naturalWidth).length,
       sort: head.parentNode.getAttribute("aria-sort") });
     if (said.length === 2) document.title = JSON.stringify(said);
@@ -510,6 +545,7 @@ def test_a_browser_shows_it_sorts_it_and_has_no_room_left_over(text: str, result
     by_miou = sorted(results.measurements, key=lambda one: one.accuracy.miou if one.accuracy else 0)
     for seen in (wide, phone):
         assert seen["over"] == 0  # nothing is wider than the page
+        assert seen["hidden"] == 0  # the command wraps
         assert seen["broken"] == 0
         assert seen["charts"] == 1
         assert seen["up"] == seen["down"][::-1] != seen["before"]

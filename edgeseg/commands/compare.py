@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from edgeseg.benchmarks.compare import Change, Comparison, Gate, Row, blunt, compare, fired
+from edgeseg.benchmarks.compare import Change, Comparison, Gate, Row, Verdict, compare, judge
 from edgeseg.benchmarks.results import Results, read
 from edgeseg.errors import InputError
 
@@ -47,18 +47,18 @@ def command(before: Path, after: Path, gates: tuple[Gate, ...], anyway: bool, as
     """
     names, runs = (str(before), str(after)), (read(before), read(after))
     found = compare(*runs, names=names, anyway=anyway)
-    failed = fired(found, gates)
-    found = dataclasses.replace(found, notes=(*found.notes, *blunt(found, gates)))
+    verdicts = judge(found, gates)
+    failed = [one for one in verdicts if one.outcome == "not held"]
     if as_json:
-        click.echo(json.dumps(_report(found, gates, failed), indent=2))
+        click.echo(json.dumps(_report(found, verdicts), indent=2))
+        for one in failed:
+            click.echo(f"edgeseg: {one}", err=True)
     else:
-        _print(found, names, runs)
-    for line in failed:
-        click.echo(f"edgeseg: {line}", err=True)
+        _print(found, names, runs, verdicts)
     return 1 if failed else 0
 
 
-def _print(found: Comparison, names: Sequence[str], runs: Sequence[Results]) -> None:
+def _print(found: Comparison, names: Sequence[str], runs: Sequence[Results], verdicts: Sequence[Verdict]) -> None:
     for which, name, run in zip(("before", "after"), names, runs, strict=True):
         height, width = run.input_size
         click.echo(f"{which:<7} {name}: {run.bundle} {run.bundle_digest[:12]}, {height}x{width}, {run.began}")
@@ -76,6 +76,10 @@ def _print(found: Comparison, names: Sequence[str], runs: Sequence[Results]) -> 
         click.echo()
         for note in found.notes:
             click.echo(f"note: {note}")
+    if verdicts:
+        click.echo()
+        for verdict in verdicts:
+            click.echo(f"gate {verdict}")
 
 
 def _cells(row: Row, change: Change) -> list[str]:
@@ -101,14 +105,16 @@ def _table(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join([name.ljust(widths[0]), *right, last]).rstrip())
 
 
-def _report(found: Comparison, gates: Sequence[Gate], failed: Sequence[str]) -> dict[str, object]:
+def _report(found: Comparison, verdicts: Sequence[Verdict]) -> dict[str, object]:
     def plain(change: Change | None) -> dict[str, object] | None:
         return None if change is None else dataclasses.asdict(change) | {"certain": change.certain}
 
+    failed = [str(one) for one in verdicts if one.outcome == "not held"]
     return {
         "ok": not failed,
-        "gates": [str(gate) for gate in gates],
-        "failed": list(failed),
+        "gates": [str(one.gate) for one in verdicts],
+        "verdicts": [{"gate": str(one.gate), "outcome": one.outcome, "why": one.why} for one in verdicts],
+        "failed": failed,
         "configurations": [
             {
                 "name": row.configuration.name,
