@@ -115,7 +115,10 @@ def tune(
             pool = [one for one in found if max_latency_ms is None or one.p50_ns <= 1e6 * max_latency_ms]
             if not pool:
                 size = f"{frame_size[0]}x{frame_size[1]}"
-                raise InputError(f"nothing segments a {size} frame in {max_latency_ms:g} ms: the fastest is {found[0]}")
+                raise InputError(
+                    f"nothing segments a {size} frame in {max_latency_ms:g} ms: the fastest is {found[0]}; "
+                    "allow a frame more time"
+                )
             if images is not None:
                 for index, one in enumerate(pool):
                     progress(f"accuracy of {one.name} on {len(images)} images")
@@ -127,7 +130,7 @@ def tune(
             notes.append(
                 f"mIoU of {len(images)} image{'s' * (len(images) != 1)} says little: give {MIN_IMAGES} or more"
             )
-        chosen, why = choose(pool, max_latency_ms, min_miou)
+        chosen, why = choose(pool, len(found), max_latency_ms, min_miou)
         bundle = bundles[chosen.input_size]
         final, said = _threads(bundle, chosen, frames, seconds / 2, cache, progress)
         tuned = _record(final, frame_size)

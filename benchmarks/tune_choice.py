@@ -47,37 +47,45 @@ def named(input_size: Size | None, configuration: Configuration) -> str:
     return configuration.name + ("" if input_size is None else f" at {input_size[0]}x{input_size[1]}")
 
 
-def choose(pool: list[Candidate], max_latency_ms: float | None, min_miou: float | None) -> tuple[Candidate, str]:
+def choose(
+    pool: list[Candidate], measured: int, max_latency_ms: float | None, min_miou: float | None
+) -> tuple[Candidate, str]:
     """Of candidates that are fast enough, fastest first, all with accuracy or none; and why this one.
 
-    Raises InputError where none reaches `min_miou`.
+    `measured` is how many there were with those that are not. Raises InputError where none reaches `min_miou`.
     """
-    fast = f"the {len(pool)} within {max_latency_ms:g} ms" if max_latency_ms is not None else f"all {len(pool)}"
+    fast = f"{len(pool)} of {measured} stayed within {max_latency_ms or math.inf:g} ms"
     if pool[0].accuracy is None:
         chosen = min(pool, key=_step)  # the first, that is the fastest, of equals
         if chosen.input_size is None:
-            return chosen, f"the fastest at the finest output stride of {fast}"
+            return (
+                chosen,
+                f"{fast}; {chosen.configuration.output_stride} is their finest output stride, this its fastest",
+            )
         rows, columns = (-(-side // chosen.configuration.output_stride) for side in chosen.input_size)
-        return chosen, f"the fastest with the finest grid, {rows}x{columns} on the frame, of {fast}"
+        return chosen, f"{fast}; {rows}x{columns} on the frame is their finest grid, this its fastest"
     best = max(pool, key=_miou)
     if min_miou is not None:
         right = [one for one in pool if _miou(one) >= min_miou]
         if not right:
-            raise InputError(f"nothing reaches mIoU {min_miou:g} of {fast}: the most accurate is {best}")
+            among = f"all {measured}" if max_latency_ms is None else f"the {len(pool)} within {max_latency_ms:g} ms"
+            remedy = "ask for a lower mIoU" + " or allow a frame more time" * (len(pool) < measured)
+            raise InputError(f"nothing reaches mIoU {min_miou:g} of {among}: the most accurate is {best}; {remedy}")
         if max_latency_ms is None:
-            return right[0], f"the fastest of {len(right)} that reach mIoU {min_miou:g}, of {len(pool)} measured"
-        pool = right
+            return right[0], f"{len(right)} of {measured} reached mIoU {min_miou:g}; this is the fastest of them"
+        fast, pool = f"{fast}, {len(right)} of these reached mIoU {min_miou:g}", right
     chosen = next(one for one in pool if _miou(one) >= _miou(best) - MAX_DROP)
-    return chosen, f"the fastest within {MAX_DROP:g} points of the best mIoU, {_miou(best):.2f}, of {fast}"
+    return chosen, f"{fast}; their best mIoU is {_miou(best):.2f}, this the fastest within {MAX_DROP:g} points of it"
 
 
 def explain(
     chosen: Candidate, final: Candidate, why: str, threads: str, found: list[Candidate]
 ) -> tuple[str, str, str]:
-    """What was chosen (`final`: with its threads), why, and which of all that was measured came close in time."""
+    """What was chosen (`final`: with its threads), why, and what of all measured was closest in time, fastest first."""
     others = [one for one in found if one != chosen]
     others.sort(key=lambda one: abs(math.log(one.p50_ns / chosen.p50_ns)))
-    close = "; ".join(map(str, others[:_CLOSE])) or "nothing else was measured"
+    nearest = sorted(others[:_CLOSE], key=lambda one: one.p50_ns)
+    close = "; ".join(map(str, nearest)) or "nothing else was measured"
     return f"chosen: {final}{threads}", f"why: {why}", f"close: {close}"
 
 

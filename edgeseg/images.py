@@ -21,6 +21,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp",
 """What `segment` takes from a folder."""
 _WRITABLE = SUFFIXES - {".pgm"}  # grey only
 _PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MOST_PIXELS = 1 << 30  # OpenCV's own limits, libpng's for the side
 _MOST_SIDE = 1_000_000
 
@@ -50,6 +51,8 @@ def read(path: str | Path) -> Image:
         if "CV_IO_MAX_IMAGE" in error.err:
             raise ImageError(f"{path} is too large: at most {_MOST_PIXELS} pixels, {_MOST_SIDE} on a side") from error
         raise ImageError(f"cannot read {path}: {error.err}") from error
+    if image is None and content.startswith(_TIFF):
+        raise ImageError(f"{path} is cut off, damaged, or a kind of TIFF OpenCV cannot read: copy it again, or use PNG")
     if image is None:
         raise ImageError(f"{path} is not an image OpenCV can read: give a JPEG, PNG, BMP, TIFF or WebP")
     if image.dtype == np.uint16:

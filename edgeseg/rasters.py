@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeseg.errors import ImageError, InputError
+from edgeseg.errors import ImageError, InputError, one_line
 from edgeseg.labels import Labels
 from edgeseg.segmenter import Segmenter
 from edgeseg.tiling import Track
@@ -67,8 +67,10 @@ def segment_file(
             with opened as image:
                 rows = _Rows(rasterio, image, source)
                 with _told(rasterio, f"cannot write {target}"):
-                    made = _create(rasterio, image, temporary, segmenter)
+                    made = _create(rasterio, image, temporary, {"count": 1, "nodata": IGNORE})
                     with made as written:
+                        colors = {index: (*info.color, 255) for index, info in enumerate(segmenter.classes)}
+                        written.write_colormap(1, dict.fromkeys(range(256), (0, 0, 0, 255)) | colors)
                         out = _Out(rasterio, written, rows)
                         times = segmenter.tiled(rows, overlap=overlap, scale=scale, out=out, track=track).times
             with _told(rasterio, f"cannot write {target}"):
@@ -77,6 +79,36 @@ def segment_file(
         with contextlib.suppress(OSError):
             temporary.unlink()
     return SegmentedFile(out.shape, Labels(segmenter.classes).named(out.counts), times)
+
+
+def write_placed(target: Path, pixels: Image, source: Path) -> bool:
+    """Write uint8 (H, W, 3) RGB of `source` as a GeoTIFF with its coordinates, whole or not at all.
+
+    False, and nothing is written, where it has none. Raises ImageError where `target` cannot be written, InputError
+    where rasterio is not installed.
+    """
+    rasterio = require()
+    temporary = target.parent / f".{secrets.token_hex(8)}.tif"
+    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        try:
+            opened = rasterio.open(source)
+        except rasterio.errors.RasterioError:  # of what OpenCV alone reads nothing is lost
+            return False
+        with opened as image:
+            placed = image.crs is not None or not image.transform.is_identity or image.gcps[0]
+            # a size of its own: what is read there is turned upright
+            if not placed or (image.height, image.width) != pixels.shape[:2]:
+                return False
+            try:
+                with _told(rasterio, f"cannot write {target}"):
+                    with _create(rasterio, image, temporary, {"count": 3, "photometric": "RGB"}) as written:
+                        written.write(pixels.transpose(2, 0, 1))
+                    os.replace(temporary, target)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+    return True
 
 
 def require() -> Any:
@@ -90,14 +122,22 @@ def require() -> Any:
 
 
 @contextlib.contextmanager
-def _told(rasterio: Any, what: str) -> Iterator[None]:
+def _told(rasterio: Any, what: str, remedy: str = "") -> Iterator[None]:
     try:
         yield
     except (rasterio.errors.RasterioError, OSError) as error:
-        raise ImageError(f"{what}: {getattr(error, 'strerror', None) or error}") from error
+        raise ImageError(f"{what}: {getattr(error, 'strerror', None) or _cause(error)}{remedy}") from error
 
 
-def _create(rasterio: Any, image: Any, path: Path, segmenter: Segmenter) -> Any:
+def _cause(error: BaseException) -> str:
+    """The first of a chain of errors, in one line: rasterio's own may say no more than that there are others."""
+    while (before := error.__cause__) is not None:
+        error = before
+    return one_line(str(error))
+
+
+def _create(rasterio: Any, image: Any, path: Path, bands: dict[str, Any]) -> Any:
+    """A GeoTIFF to write, of the size and the coordinates of `image`."""
     points, crs = image.gcps
     layout = {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate", "bigtiff": "if_safer"}
     made = rasterio.open(
@@ -106,17 +146,14 @@ def _create(rasterio: Any, image: Any, path: Path, segmenter: Segmenter) -> Any:
         driver="GTiff",
         width=image.width,
         height=image.height,
-        count=1,
         dtype="uint8",
-        nodata=IGNORE,
         crs=image.crs,
         transform=None if points else image.transform,
         **layout,
+        **bands,
     )
     if points:
         made.gcps = (points, crs)
-    colors = {index: (*info.color, 255) for index, info in enumerate(segmenter.classes)}
-    made.write_colormap(1, dict.fromkeys(range(256), (0, 0, 0, 255)) | colors)
     return made
 
 
@@ -139,15 +176,19 @@ class _Rows:
         self.shape = (image.height, image.width, 3)
 
     def __getitem__(self, rows: slice) -> Image:
-        with _told(self._rasterio, f"cannot read {self._path}"):
+        with self._read():
             bands = self._image.read(self._bands, window=_across(self._rasterio, rows, self.shape[1]))
         return np.ascontiguousarray(bands.transpose(1, 2, 0))
+
+    def _read(self) -> contextlib.AbstractContextManager[None]:
+        remedy = "; where it is damaged or cut short, copy it again"
+        return _told(self._rasterio, f"cannot read {self._path}", remedy)
 
     def without_data(self, rows: slice) -> npt.NDArray[np.bool_] | None:
         """Where the raster has no data; None where it has data everywhere."""
         if self._all_valid:
             return None
-        with _told(self._rasterio, f"cannot read {self._path}"):
+        with self._read():
             mask = self._image.dataset_mask(window=_across(self._rasterio, rows, self.shape[1]))
         return np.asarray(mask == 0)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from edgeseg.types import Batch, ClassMap, Color, Image, Logits, Region, Size, S
 _HALVINGS = 32
 """What networks halve their input by at most; an output stride does not tell, as decoders enlarge again (U-Net: 1)."""
 _DECODED_BYTES = 32 << 20
+SCALES = (0.05, 20)
+"""From which `scale` to which; at 20 a cell of output stride 16 is a single pixel already."""
 
 
 class Rows(Protocol):
@@ -101,10 +104,11 @@ def lay(length: int, axis: int, network: Network, overlap: int | None, scale: fl
     The last one reaches up to 32 pixels, or a stride, past the end. Raises InputError for an overlap or scale that
     leaves nothing, or logits of which the stride cannot be told.
     """
-    if overlap is not None and not (isinstance(overlap, int) and overlap >= 0):
+    if overlap is not None and (not isinstance(overlap, int) or isinstance(overlap, bool) or overlap < 0):
         raise InputError(f"overlap is {overlap!r}: give a whole number of pixels, 0 or more")
-    if not 0 < scale < math.inf:
-        raise InputError(f"scale is {scale!r}: give a number above 0; 0.5 halves the image for the network")
+    low, high = SCALES
+    if not isinstance(scale, numbers.Real) or isinstance(scale, bool) or not low <= scale <= high:
+        raise InputError(f"scale is {scale!r}: give a number from {low:g} to {high:g}; 0.5 halves the image")
     align, stride = network.manifest.align_corners, network.variant.output_stride
     size, logits = network.manifest.preprocess.input_size[axis], network.variant.logits_shape[axis + 1]
     pitch = _pitch(size, logits, stride, align)
@@ -119,7 +123,7 @@ def lay(length: int, axis: int, network: Network, overlap: int | None, scale: fl
         return Tiles(length, cell, window, cells, (0,), np.ones((1, cells), np.float32))
     if unit > cells - wanted:
         most = max(0, cells - unit) * cell
-        raise InputError(f"overlap is {overlap}: a tile is {window} pixels, the next may lie over {most} of them")
+        raise InputError(f"overlap is {overlap}: a tile is {window} pixels, give at most {most}")
     units = -(-(needed - cells) // unit)
     steps = -(-units // ((cells - wanted) // unit))
     starts = tuple(units * tile // steps * unit for tile in range(steps + 1))

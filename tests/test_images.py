@@ -217,7 +217,7 @@ def test_refusals_are_all_that_stderr_sees(tmp_path: Path, capfd: pytest.Capture
         "end.png": (png[:-1], "is cut off"),
         "flipped.png": (bytes(flipped), "is damaged, its IDAT checksum"),
         "headless.png": (png[:8] + chunk(b"IEND", b""), "has no header"),
-        "cut.tiff": (tiff[: len(tiff) // 2], "is not an image"),
+        "cut.tiff": (tiff[: len(tiff) // 2], "is cut off, damaged, or a kind of TIFF OpenCV cannot read"),
         "bomb.png": (bomb("png", 100_000, 100_000), "is too large"),
         "bomb.ppm": (bomb("ppm", 100_000, 100_000), "is too large"),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from edgeseg import images
 from edgeseg.bundle import Bundle
 from edgeseg.cli import main
 from edgeseg.decode import Wants, class_map
-from edgeseg.errors import ImageError, InputError
+from edgeseg.errors import InputError
 from edgeseg.testing import TINY, street_scene
 from edgeseg.tiling import Network, Tiles, lay, segment_tiles
 
@@ -181,7 +180,7 @@ def test_tiles_cover_everything_and_weigh_one(stride: int) -> None:
 def test_where_the_stride_of_the_logits_cannot_be_told() -> None:
     with pytest.raises(InputError, match="11 logits over 64 pixels do not lie"):
         lay(300, 0, network(None, logits=(5, 11, 12)), None, 1.0)
-    with pytest.raises(InputError, match="overlap is 60: a tile is 64 pixels, the next may lie over 56 of them"):
+    with pytest.raises(InputError, match="overlap is 60: a tile is 64 pixels, give at most 56"):
         lay(300, 0, network(None), 60, 1.0)
 
 
@@ -285,9 +284,17 @@ def test_what_cannot_be_tiled(segmenter: edgeseg.Segmenter) -> None:
             segmenter.tiled(image)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"out has shape \(2, 2\), the image is 240x400"):
         segmenter.tiled(SCENE, out=np.empty((2, 2), np.uint8))
-    for options in ({"overlap": -1}, {"overlap": 1.5}, {"scale": 0}, {"scale": float("nan")}):
-        with pytest.raises(InputError, match="give a"):
-            segmenter.tiled(SCENE, **options)  # type: ignore[arg-type]
+    for overlap in (-1, 1.5, True):
+        with pytest.raises(InputError, match=f"overlap is {overlap}: give a whole number of pixels"):
+            segmenter.tiled(SCENE, overlap=overlap)  # type: ignore[arg-type]
+    for scale in (0, float("nan"), 0.049, 100, True, "x", None):
+        with pytest.raises(InputError, match=f"scale is {scale!r}: give a number from 0.05 to 20; 0.5 halves"):
+            segmenter.tiled(SCENE, scale=scale)  # type: ignore[arg-type]
+    for scale in (20, np.float32(0.5)):
+        assert segmenter.tiled(SCENE[:24, :24], scale=scale).class_map.shape == (24, 24)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"overlap is 1000: a tile is 64 pixels, give at most 48$"):
+        segmenter.tiled(SCENE, overlap=1000)
+    assert segmenter.tiled(SCENE, overlap=48).class_map.shape == SCENE.shape[:2]
 
 
 def test_the_command_tiles_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,81 +320,3 @@ def test_the_command_tiles_images(tmp_path: Path, capsys: pytest.CaptureFixture[
     for wrong in ("0", "nan", "21"):
         assert main(["segment", "--tile", "--scale", wrong]) == 1
         assert "'--scale'" in capsys.readouterr().err
-
-
-def test_without_rasterio_it_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "rasterio", None)
-    source = tmp_path / "a.tif"
-    images.write(source, SCENE)
-    assert main(["segment", str(source), "--tile", "--class-map", str(tmp_path / "mask.tif")]) == 1
-    assert capsys.readouterr().err.rstrip().endswith("pip install rasterio")
-
-
-@pytest.fixture
-def raster(tmp_path: Path) -> Path:
-    """An aerial image of four bands, the last of them alpha, in a projected CRS, with a corner of no data."""
-    rasterio = pytest.importorskip("rasterio", reason="georeferenced images: pip install rasterio")
-    height, width = 300, 520
-    image = street_scene(2, (height, width))[0].transpose(2, 0, 1)
-    alpha = np.full((1, height, width), 255, np.uint8)
-    alpha[:, :70, :90] = 0
-    layout = {"driver": "GTiff", "count": 4, "dtype": "uint8", "photometric": "RGB", "alpha": "yes"}
-    place = {"crs": "EPSG:25832", "transform": rasterio.transform.from_origin(600000, 5700000, 0.2, 0.2)}
-    with rasterio.open(tmp_path / "aerial.tif", "w", height=height, width=width, **layout, **place) as written:
-        written.write(np.concatenate([image, alpha]))
-    return tmp_path / "aerial.tif"
-
-
-def test_a_raster_keeps_its_place(raster: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rasterio = pytest.importorskip("rasterio")
-    target = raster.with_name("mask.tif")
-    arguments = ["segment", raster, "--bundle", TINY, "--tile", "--class-map", target, "--json"]
-    assert main([str(one) for one in [*arguments, "--scale", 2]]) == 0
-    with edgeseg.load(TINY) as one:
-        edgeseg.segment_file(one, raster, raster.with_name("doubled.tif"), scale=2)
-    assert target.read_bytes() == raster.with_name("doubled.tif").read_bytes()
-    raster.with_name("doubled.tif").unlink()
-    capsys.readouterr()
-    assert main([str(one) for one in arguments]) == 0
-    (report,) = json.loads(capsys.readouterr().out)["images"]
-    with rasterio.open(raster) as image, rasterio.open(target) as mask, edgeseg.load(TINY) as one:
-        pixels = np.ascontiguousarray(image.read([1, 2, 3]).transpose(1, 2, 0))
-        wanted = one.tiled(pixels).class_map
-        wanted[:70, :90] = 255
-        np.testing.assert_array_equal(mask.read(1), wanted)
-        assert (mask.crs, mask.transform, mask.nodata) == (image.crs, image.transform, 255)
-        assert (mask.count, mask.dtypes, mask.compression.name) == (1, ("uint8",), "deflate")
-        assert mask.block_shapes == [(256, 256)]
-        assert [mask.colormap(1)[index][:3] for index in range(5)] == [info.color for info in one.classes]
-        assert not mask.dataset_mask()[:70, :90].any()
-    assert {name: area["pixels"] for name, area in report["areas"].items()} == {
-        **{info.name: int((wanted == index).sum()) for index, info in enumerate(one.classes)},
-        "unlabelled": 70 * 90,
-    }
-    assert sorted(path.name for path in raster.parent.iterdir()) == ["aerial.tif", "mask.tif"]
-
-
-def test_rasters_that_cannot_be_segmented(raster: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rasterio = pytest.importorskip("rasterio")
-    segment_file = edgeseg.segment_file
-    deep = raster.with_name("deep.tif")
-    place = {"crs": "EPSG:25832", "transform": rasterio.transform.from_origin(0, 900, 2, 2)}
-    with rasterio.open(deep, "w", driver="GTiff", height=9, width=9, count=3, dtype="uint16", **place) as written:
-        written.write(np.zeros((3, 9, 9), np.uint16))
-    (raster.parent / "text.tif").write_text("no image")
-    target = raster.with_name("mask.tif")
-    with edgeseg.load(TINY) as one:
-        for source, message in [(deep, "deep.tif has uint16 pixels"), (raster.with_name("text.tif"), "cannot read")]:
-            with pytest.raises(ImageError, match=message):
-                segment_file(one, source, target)
-        with pytest.raises(InputError, match="is the image itself"):
-            segment_file(one, raster, raster)
-        with pytest.raises(ImageError, match=r"use the suffix \.tif"):
-            segment_file(one, raster, raster.with_name("mask.png"))
-        with pytest.raises(InputError, match="overlap is 70"):
-            segment_file(one, raster, target, overlap=70)
-    assert main(["segment", "--tile", "--class-map", str(target)]) == 1
-    assert "takes its coordinates from an image" in capsys.readouterr().err
-    assert sorted(path.name for path in raster.parent.iterdir()) == ["aerial.tif", "deep.tif", "text.tif"]

@@ -20,7 +20,7 @@ from edgeseg._machine import processor
 from edgeseg.benchmarks.grid import grid
 from edgeseg.benchmarks.results import Accuracy, Configuration
 from edgeseg.benchmarks.tune import _offered, tune
-from edgeseg.benchmarks.tune_choice import Candidate, choose
+from edgeseg.benchmarks.tune_choice import Candidate, choose, explain
 from edgeseg.bundle import Bundle, write
 from edgeseg.calibration.datasets import open_dataset
 from edgeseg.cli import main
@@ -123,21 +123,37 @@ def candidate(name: str, stride: int, p50_ms: float, miou: float | None = None) 
 def test_what_is_chosen_with_accuracy() -> None:
     pool = [candidate("a", 32, 5, 60.0), candidate("b", 16, 9, 71.9), candidate("c", 16, 12, 72.05),
             candidate("d", 8, 20, 72.1)]  # fmt: skip
-    assert choose(pool, 25, None)[0].configuration.backend == "b"  # 0.2 points less, and the fastest of these
-    assert choose(pool[:1], 8, None)[0].configuration.backend == "a"
-    assert choose(pool, None, 60)[0].configuration.backend == "a"
-    assert choose(pool, None, 72.06)[0].configuration.backend == "d"
-    assert choose(pool, 25, 72)[0].configuration.backend == "c"
-    with pytest.raises(
-        InputError, match=r"nothing reaches mIoU 80 of the 4 within 25 ms: the most accurate is d .*72\.10"
+    assert choose(pool, 5, 25, None)[0].configuration.backend == "b"  # 0.2 points less, and the fastest of these
+    assert choose(pool[:1], 5, 8, None)[0].configuration.backend == "a"
+    assert choose(pool, 4, None, 60)[0].configuration.backend == "a"
+    assert choose(pool, 4, None, 72.06)[0].configuration.backend == "d"
+    assert choose(pool, 5, 25, 72)[0].configuration.backend == "c"
+    last = "their best mIoU is 72.10, this the fastest within 0.2 points of it"
+    assert choose(pool, 5, 25, None)[1] == f"4 of 5 stayed within 25 ms; {last}"
+    assert choose(pool, 5, 25, 72)[1] == f"4 of 5 stayed within 25 ms, 2 of these reached mIoU 72; {last}"
+    assert choose(pool, 4, None, 72)[1] == "2 of 4 reached mIoU 72; this is the fastest of them"
+    best = r"the most accurate is d .*72\.10; ask for a lower mIoU"
+    for measured, limit, told in (
+        (5, 25, f"of the 4 within 25 ms: {best} or allow a frame more time$"),
+        (4, 25, f"of the 4 within 25 ms: {best}$"),  # more time brings no others
+        (4, None, f"of all 4: {best}$"),
     ):
-        choose(pool, 25, 80)
+        with pytest.raises(InputError, match=f"^nothing reaches mIoU 80 {told}"):
+            choose(pool, measured, limit, 80)
 
 
 def test_what_is_chosen_without() -> None:
     pool = [candidate("a", 16, 5), candidate("b", 8, 9), candidate("c", 8, 12)]
-    chosen, why = choose(pool, 15, None)
-    assert (chosen.configuration.backend, why) == ("b", "the fastest at the finest output stride of the 3 within 15 ms")
+    chosen, why = choose(pool, 12, 15, None)
+    assert chosen.configuration.backend == "b"
+    assert why == "3 of 12 stayed within 15 ms; 8 is their finest output stride, this its fastest"
+
+
+def test_what_was_close_is_told_by_time() -> None:
+    found = [candidate(name, 8, p50_ms) for name, p50_ms in (("a", 1), ("b", 7), ("c", 10), ("d", 11), ("e", 13))]
+    assert explain(found[2], found[2], "so", "", found)[2] == (
+        "close: b cpu fp32 os8 7.00 ms; d cpu fp32 os8 11.00 ms; e cpu fp32 os8 13.00 ms"
+    )
 
 
 def test_what_is_finest_among_input_sizes() -> None:
@@ -145,8 +161,9 @@ def test_what_is_finest_among_input_sizes() -> None:
         dataclasses.replace(candidate("a", stride, p50_ms), input_size=size)
         for stride, p50_ms, size in ((8, 5, (120, 160)), (8, 9, (240, 320)), (16, 12, (512, 512)))
     ]
-    chosen, why = choose(pool, 15, None)
-    assert (chosen, why) == (pool[1], "the fastest with the finest grid, 30x40 on the frame, of the 3 within 15 ms")
+    chosen, why = choose(pool, 3, 15, None)
+    assert chosen is pool[1]
+    assert why == "3 of 3 stayed within 15 ms; 30x40 on the frame is their finest grid, this its fastest"
     assert str(chosen) == "a cpu fp32 os8 at 240x320 9.00 ms"
 
 
@@ -190,7 +207,8 @@ def test_with_labels_what_is_right_wins(bundle: Path, labelled: Path) -> None:
     assert "mIoU of 4 images says little" in found.notes[-1]
     assert tune(bundle, min_miou=99.99, images=dataset, **FAST).tuned.output_stride == 16
     before = (bundle / "manifest.json").read_bytes()
-    with pytest.raises(InputError, match=r"nothing segments a 64x96 frame in 0\.0001 ms: the fastest is ort cpu"):
+    told = r"nothing segments a 64x96 frame in 0\.0001 ms: the fastest is ort cpu .*; allow a frame more time$"
+    with pytest.raises(InputError, match=told):
         tune(bundle, images=dataset, max_latency_ms=1e-4, **FAST)
     assert (bundle / "manifest.json").read_bytes() == before
 
@@ -284,7 +302,9 @@ def test_the_command(tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixtu
     for arguments, named in (
         ([TINY], "tune needs a goal: --max-latency 20ms, or --min-miou 60 with --data"),
         ([TINY, "--max-latency", "soon"], "'soon' is not a time"),
-        ([TINY, "--max-latency", "-3ms"], "'-3ms' is not a time"),
+        ([TINY, "--max-latency", "nan"], "'nan' is not a time"),
+        ([TINY, "--max-latency", "-3ms"], "'-3ms' is not above 0: give 20ms or 0.02s"),
+        ([TINY, "--max-latency", "0"], "'0' is not above 0"),
         ([TINY, "--min-miou", "60"], "name them with --data"),
         ([TINY, "--max-latency", "20ms", "-o", new], "exists: choose another path"),
         ([TINY, "--max-latency", "20ms", "--backend", "magic", "-o", tmp_path / "b"], "unknown backend 'magic'"),
@@ -336,7 +356,8 @@ def test_without_labels_other_sizes_compete_in_float_only(street: Street, tmp_pa
         (OTHER, "fp32"),
     }
     assert found.bundle.manifest.preprocess.input_size == OTHER
-    assert found.explanation[1] == "why: the fastest with the finest grid, 64x96 on the frame, of the 2 within 10000 ms"
+    finest = "64x96 on the frame is their finest grid, this its fastest"
+    assert found.explanation[1] == f"why: 2 of 2 stayed within 10000 ms; {finest}"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +21,7 @@ from edgeseg.manifest import ClassInfo
 from edgeseg.result import Segmentation
 from edgeseg.scene import street_scene
 from edgeseg.segmenter import Segmenter
+from edgeseg.tiling import SCALES
 from edgeseg.types import Image, Size, StageTimes
 
 _OUTPUT = "a file for one image, a folder for several; NAME/ is a folder."
@@ -27,7 +29,12 @@ _OUTPUT = "a file for one image, a folder for several; NAME/ is a folder."
 
 @click.command(epilog="\b\nExample: edgeseg segment photo.jpg -o overlay.png --class-map mask.png")
 @click.argument("sources", nargs=-1, metavar="[IMAGE|FOLDER|GLOB]...")
-@click.option("-o", "--output", metavar="PATH", help=f"Overlay to write: {_OUTPUT}")
+@click.option(
+    "-o",
+    "--output",
+    metavar="PATH",
+    help=f"Overlay to write: {_OUTPUT} NAME.tif of a GeoTIFF has its coordinates too (needs rasterio).",
+)
 @click.option("--class-map", metavar="PATH", help=f"Class map to write (indexed PNG): {_OUTPUT}")
 @click.option(
     "--tile",
@@ -43,7 +50,7 @@ _OUTPUT = "a file for one image, a folder for several; NAME/ is a folder."
 )
 @click.option(
     "--scale",
-    type=Finite(0.05, 20),
+    type=Finite(*SCALES),
     metavar="X",
     help="With --tile: resize the image for the network; 0.5 halves it, for objects twice as large as in training.",
 )
@@ -154,11 +161,22 @@ def _written(
     job: Job, image: Image, result: Segmentation, alpha: float, seed: int, chosen: list[str] | None
 ) -> dict[str, Any]:
     if job.overlay:
-        images.write(job.overlay, result.overlay(image, alpha))
+        _write_overlay(job.source, job.overlay, result.overlay(image, alpha))
     if job.class_map:
         result.save(job.class_map)
     size = (image.shape[0], image.shape[1])
     return _report(job, seed, size, result.pixel_counts or {}, result.times, result.classes, chosen)
+
+
+def _write_overlay(source: Path | None, target: Path, pixels: Image) -> None:
+    """With the coordinates of the image, where both are TIFF and the image has any."""
+    if source and source.suffix.lower() in rasters.SUFFIXES and target.suffix.lower() in rasters.SUFFIXES:
+        try:
+            if rasters.write_placed(target, pixels, source):
+                return
+        except InputError as error:
+            click.echo(f"note: {target} has no coordinates, should {source} have any: {error}", err=True)
+    images.write(target, pixels)
 
 
 def _report(

@@ -35,7 +35,8 @@ class _Milliseconds(click.ParamType):  # type: ignore[type-arg]
         except ValueError:
             milliseconds = math.nan
         if not 0 < milliseconds < math.inf:
-            self.fail(f"{value!r} is not a time: give 20ms or 0.02s", param, context)
+            what = "not above 0" if milliseconds <= 0 else "not a time"
+            self.fail(f"{value!r} is {what}: give 20ms or 0.02s", param, context)
         return milliseconds
 
 
@@ -56,7 +57,11 @@ class _Sizes(click.ParamType):  # type: ignore[type-arg]
     "         edgeseg tune --size 240x320,512x512 --weights street.safetensors --max-latency 50ms -o mine.edgeseg"
 )
 @click.argument("bundle", type=click.Path(path_type=Path), default=EMBEDDED, metavar="[BUNDLE]")
-@click.option("--max-latency", type=_Milliseconds(), help="Most that a whole frame may take, as median: 20ms.")
+@click.option(
+    "--max-latency",
+    type=_Milliseconds(),
+    help="Most that a whole frame may take, as median: 20ms, 0.02s; ms if no unit is given.",
+)
 @click.option("--min-miou", type=Finite(0, 100), help="Least mIoU, in percent, on the images of --data.")
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR",
               help="Labelled images, not used for calibration; they give the frames too.")  # fmt: skip
