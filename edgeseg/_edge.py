@@ -24,9 +24,7 @@ def exit_code(command: click.Command, name: str, arguments: Sequence[str] | None
         except click.ClickException as error:
             # click names its own types, not what to give
             told = error.format_message().replace("a valid integer range", "a whole number")
-            return _fail(
-                name, told.replace("a valid float range", "a number")
-            )
+            return _fail(name, told.replace("a valid float range", "a number"))
         except EdgesegError as error:
             return _fail(name, str(error))
         except ModuleNotFoundError as error:
