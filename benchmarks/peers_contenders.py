@@ -81,7 +81,7 @@ def contenders(
         found.append(spec("ONNX Runtime and numpy", numpy, _OURS_ORT, "onnxruntime"))
     if weights is not None:
         preprocess = manifest.preprocess
-        about = {"weights": str(weights), "classes": len(labels)}
+        about = {"weights": str(weights), "channels": model.logits_shape[0]}
         about |= {"unit_mean": preprocess.mean, "unit_std": preprocess.std}
         torch = "resize, normalise, network in fp32, interpolate, argmax"
         found.append(spec("torch, eager", torch, OURS, "torch", compiled=False, **about))

@@ -145,8 +145,8 @@ def _torch(settings: Settings) -> Contender:
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     network = checkpoints.read_checkpoint(import_module("pathlib").Path(settings["weights"]))
-    if settings["classes"] != network.classifier.out_channels:
-        checkpoints.with_classes(network, settings["classes"])
+    if settings["channels"] != network.classifier.out_channels:
+        checkpoints.with_classes(network, settings["channels"])
     models.set_output_stride(network, settings["output_stride"])
     height, width = settings["size"]
     mean, std = (255 * torch.tensor(settings[key]).reshape(3, 1, 1) for key in ("unit_mean", "unit_std"))

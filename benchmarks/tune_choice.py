@@ -54,14 +54,14 @@ def choose(
 
     `measured` is how many there were with those that are not. Raises InputError where none reaches `min_miou`.
     """
-    fast = f"{len(pool)} of {measured} stayed within {max_latency_ms or math.inf:g} ms"
+    fast = f"{measured} were measured"
+    if max_latency_ms is not None:
+        fast = f"{len(pool)} of {measured} stayed within {max_latency_ms:g} ms"
     if pool[0].accuracy is None:
         chosen = min(pool, key=_step)  # the first, that is the fastest, of equals
         if chosen.input_size is None:
-            return (
-                chosen,
-                f"{fast}; {chosen.configuration.output_stride} is their finest output stride, this its fastest",
-            )
+            stride = chosen.configuration.output_stride
+            return chosen, f"{fast}; {stride} is their finest output stride, this its fastest"
         rows, columns = (-(-side // chosen.configuration.output_stride) for side in chosen.input_size)
         return chosen, f"{fast}; {rows}x{columns} on the frame is their finest grid, this its fastest"
     best = max(pool, key=_miou)

@@ -115,7 +115,7 @@ def test_a_bundle_with_other_classes(street: Street, tmp_path: Path, count: int)
     assert found.contents == "1 fp32, 1 int8 (cpu)"
     frame, preprocess = street_scene(7, SIZE)[0], found.manifest.preprocess
     about = {"unit_mean": preprocess.mean, "unit_std": preprocess.std, "compiled": False}
-    same = _torch({"weights": weights, "classes": count, "output_stride": 1, "threads": 0, "size": SIZE, **about})
+    same = _torch({"weights": weights, "channels": count, "output_stride": 1, "threads": 0, "size": SIZE, **about})
     with edgeseg.load(found.path, backend="ort", precision="fp32", cache=None) as segmenter:
         assert np.mean(segmenter(frame).class_map == same.run(frame)) > 0.999  # peers race with that
 

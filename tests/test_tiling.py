@@ -8,6 +8,7 @@ import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -284,14 +285,17 @@ def test_what_cannot_be_tiled(segmenter: edgeseg.Segmenter) -> None:
             segmenter.tiled(image)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"out has shape \(2, 2\), the image is 240x400"):
         segmenter.tiled(SCENE, out=np.empty((2, 2), np.uint8))
-    for overlap in (-1, 1.5, True):
+    no_overlaps: tuple[Any, ...] = (-1, 1.5, True)
+    for overlap in no_overlaps:
         with pytest.raises(InputError, match=f"overlap is {overlap}: give a whole number of pixels"):
-            segmenter.tiled(SCENE, overlap=overlap)  # type: ignore[arg-type]
-    for scale in (0, float("nan"), 0.049, 100, True, "x", None):
+            segmenter.tiled(SCENE, overlap=overlap)
+    no_scales: tuple[Any, ...] = (0, float("nan"), 0.049, 100, True, "x", None)
+    for scale in no_scales:
         with pytest.raises(InputError, match=f"scale is {scale!r}: give a number from 0.05 to 20; 0.5 halves"):
-            segmenter.tiled(SCENE, scale=scale)  # type: ignore[arg-type]
-    for scale in (20, np.float32(0.5)):
-        assert segmenter.tiled(SCENE[:24, :24], scale=scale).class_map.shape == (24, 24)  # type: ignore[arg-type]
+            segmenter.tiled(SCENE, scale=scale)
+    scales: tuple[Any, ...] = (20, np.float32(0.5))
+    for scale in scales:
+        assert segmenter.tiled(SCENE[:24, :24], scale=scale).class_map.shape == (24, 24)
     with pytest.raises(InputError, match=r"overlap is 1000: a tile is 64 pixels, give at most 48$"):
         segmenter.tiled(SCENE, overlap=1000)
     assert segmenter.tiled(SCENE, overlap=48).class_map.shape == SCENE.shape[:2]
